@@ -38,7 +38,9 @@ class DroprdError(Exception):
 
     code = "error"
 
-    def __init__(self, what: str, *, why: str = "", hint: str = "", code: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, why: str = "", hint: str = "", code: str | None = None
+    ) -> None:
         super().__init__(what, why, hint)
         if code is not None:
             self.code = code
@@ -61,7 +63,13 @@ class ConfigError(DroprdError):
     code = "config_invalid"
 
     def __init__(
-        self, what: str, *, faults: Sequence[str] = (), why: str = "", hint: str = "", code: str | None = None
+        self,
+        what: str,
+        *,
+        faults: Sequence[str] = (),
+        why: str = "",
+        hint: str = "",
+        code: str | None = None,
     ) -> None:
         super().__init__(what, why=why, hint=hint, code=code)
         self.faults = tuple(faults)
@@ -71,7 +79,7 @@ class ConfigError(DroprdError):
 
 
 class SpoolNotReady(DroprdError):
-    """There is no usable spool at this path. Run `droprctl init`, or mount the disk that holds it."""
+    """There is no usable spool here. Run `droprctl init`, or mount the disk that holds it."""
 
     code = "spool_not_ready"
 
@@ -94,7 +102,13 @@ class SpoolBusy(DroprdError):
     code = "spool_busy"
 
     def __init__(
-        self, what: str, *, pid: int | None = None, why: str = "", hint: str = "", code: str | None = None
+        self,
+        what: str,
+        *,
+        pid: int | None = None,
+        why: str = "",
+        hint: str = "",
+        code: str | None = None,
     ) -> None:
         super().__init__(what, why=why, hint=hint, code=code)
         self.pid = pid
@@ -109,7 +123,13 @@ class SendInDoubt(DroprdError):
     code = "send_in_doubt"
 
     def __init__(
-        self, what: str, *, ids: Sequence[str] = (), why: str = "", hint: str = "", code: str | None = None
+        self,
+        what: str,
+        *,
+        ids: Sequence[str] = (),
+        why: str = "",
+        hint: str = "",
+        code: str | None = None,
     ) -> None:
         super().__init__(what, why=why, hint=hint, code=code)
         self.ids = tuple(ids)

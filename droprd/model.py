@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from droprd.errors import InvalidName
+from droprd.errors import InvalidName, UsageError
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
@@ -42,8 +42,6 @@ def check_name(name: str, kind: str) -> str:
 
 def check_priority(priority: int) -> int:
     """Return `priority` if it lies in 0 (most urgent) to 9. Raises: UsageError."""
-    from droprd.errors import UsageError
-
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
         raise UsageError(
             f"priority {priority!r} is not possible",
