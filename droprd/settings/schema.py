@@ -1,0 +1,341 @@
+"""What a configuration may say: every key, its type, its bounds. Used in the configuration child.
+
+The models mirror `droprd.settings.values`, with defaults taken from there, and forbid what they do
+not know. `read` takes two sources, the files and the environment, gathered by
+`droprd.settings.loading`, which also turns pydantic's errors into faults with their paths.
+
+Rules that look at several keys are written as field validators, with the other key declared
+before, so that one fault never hides another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from droprd.errors import InvalidName
+from droprd.model import RESERVED_CHANNEL_PREFIX, check_name
+from droprd.settings.units import parse_bytes, parse_duration_s
+from droprd.settings.values import (
+    ChannelSettings,
+    ControlSettings,
+    DaemonSettings,
+    InboxSettings,
+    LogSettings,
+    NodeSettings,
+    OutboxSettings,
+    PeerSettings,
+    ReceiverSettings,
+)
+
+SCHEMES = ("https", "http", "unix")
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), its ending zero left out
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+
+_NODE = NodeSettings("")
+_CONTROL = ControlSettings()
+_OUTBOX = OutboxSettings()
+_INBOX = InboxSettings()
+_RECEIVER = ReceiverSettings()
+_DAEMON = DaemonSettings()
+_LOG = LogSettings()
+_PEER = PeerSettings()
+_CHANNEL = ChannelSettings()
+
+
+def _named(kind: str) -> BeforeValidator:
+    """The check of a node's, peer's or channel's name."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return check_name(value, kind)
+        except InvalidName as error:
+            raise ValueError(f"{error.what}: {error.why}") from None
+
+    return BeforeValidator(check)
+
+
+def _not_reserved(name: str) -> str:
+    if name.startswith(RESERVED_CHANNEL_PREFIX):
+        raise ValueError(f"channels {RESERVED_CHANNEL_PREFIX}* are reserved")
+    return name
+
+
+def _texts(value: Any) -> Any:
+    """A list, also as the environment can hold it: JSON, or texts with commas between them."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if isinstance(found, list):
+        return found
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address certainly means this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """(host, port) of "HOST:PORT" or "[IPV6]:PORT". Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        ipaddress.IPv6Address(host)
+    elif ":" in host:
+        raise ValueError(f"{text!r} needs brackets around the address, like [::1]:7707")
+    if not colon or not host or not _PORT.match(port) or int(port) > 65535:
+        raise ValueError(f"{text!r} is no HOST:PORT, nor unix:/PATH")
+    return host, int(port)
+
+
+def check_url(url: str, *, allow_plain_http: bool) -> str:
+    """Return `url` if a peer may be reached there. Raises ValueError."""
+    scheme, colon, rest = url.partition(":")
+    if not colon or not rest:
+        raise ValueError(f"{url!r} is no URL, like https://berlin.example:7707")
+    if scheme not in SCHEMES:
+        others = tuple(point.name for point in entry_points(group="droprd.transports"))
+        if scheme in others:
+            return url
+        raise ValueError(
+            f"no transport for {scheme!r} is installed; there are {', '.join(SCHEMES + others)}"
+        )
+    parts = urlsplit(url)
+    if scheme == "unix":
+        if not parts.path.startswith("/") or parts.netloc:
+            raise ValueError(f"{url!r} names no socket, like unix:///run/berlin/receiver.sock")
+        return url
+    if not parts.hostname:
+        raise ValueError(f"{url!r} names no host")
+    if parts.port == 0:
+        raise ValueError(f"{url!r}: port 0 cannot be reached")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{url!r}: user, query and fragment have no place here; use token_file")
+    if scheme == "http" and not allow_plain_http and not is_loopback(parts.hostname):
+        raise ValueError(
+            f"plain http to {parts.hostname} would show the token and all messages on the way; "
+            "use https, or set allow_plain_http = true for this peer"
+        )
+    return url
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration_s)]
+Size = Annotated[int, BeforeValidator(parse_bytes)]
+Texts = Annotated[list[str], BeforeValidator(_texts)]
+FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Node(Section):
+    name: Annotated[str, _named("node")]
+    spool: FilePath = _NODE.spool
+    max_message_bytes: Size = Field(default=_NODE.max_message_bytes, ge=1, le=1 << 40)
+    allow_unsafe_filesystem: bool = _NODE.allow_unsafe_filesystem
+
+
+class Control(Section):
+    socket: FilePath = _CONTROL.socket
+
+
+class Outbox(Section):
+    quota_bytes: Size = _OUTBOX.quota_bytes
+    sent_retain_s: Duration = _OUTBOX.sent_retain_s
+    segment_bytes_max: Size = Field(default=_OUTBOX.segment_bytes_max, ge=1 << 18, le=1 << 30)
+    journal_bytes_max: Size = Field(default=_OUTBOX.journal_bytes_max, ge=1 << 18, le=1 << 30)
+
+
+class Inbox(Section):
+    store: str = _INBOX.store
+    quota_bytes: Size = _INBOX.quota_bytes
+    retain_s: Duration = _INBOX.retain_s
+    segment_bytes_max: Size = Field(default=_INBOX.segment_bytes_max, ge=1 << 18, le=1 << 30)
+    match_frames: int = Field(default=_INBOX.match_frames, ge=1000, le=10_000_000)
+
+    @field_validator("store")
+    @classmethod
+    def _installed(cls, store: str) -> str:
+        if store != "files":
+            others = [point.name for point in entry_points(group="droprd.inboxes")]
+            if store not in others:
+                there = ", ".join(["files", *others])
+                raise ValueError(f"no inbox store {store!r} is installed; there are {there}")
+        return store
+
+
+class Receiver(Section):
+    allow_plain_http: bool = _RECEIVER.allow_plain_http
+    listen: Texts = Field(default_factory=list)
+    header_timeout_s: Duration = Field(default=_RECEIVER.header_timeout_s, ge=1, le=600)
+    body_rate_min: Size = _RECEIVER.body_rate_min
+    connections_per_address: int = Field(default=_RECEIVER.connections_per_address, ge=1)
+    connections_max: int = Field(default=_RECEIVER.connections_max, ge=1)
+
+    @field_validator("listen")
+    @classmethod
+    def _addresses(cls, listen: list[str], info: ValidationInfo) -> list[str]:
+        if len(set(listen)) != len(listen):
+            raise ValueError("an address is listed twice")
+        for text in listen:
+            if text.startswith("unix:"):
+                if not text.removeprefix("unix:").strip("/"):
+                    raise ValueError(f"{text!r} names no socket")
+                continue
+            host, _ = split_address(text)
+            # If allow_plain_http is itself at fault it is absent here: it has a fault already.
+            if not info.data.get("allow_plain_http", True) and not is_loopback(host):
+                raise ValueError(
+                    f"plain http on {host} would show tokens and messages to the network; listen "
+                    "on loopback behind a TLS proxy, or set receiver.allow_plain_http = true"
+                )
+        return listen
+
+
+class Daemon(Section):
+    hang_timeout_s: Duration = Field(default=_DAEMON.hang_timeout_s, ge=1)
+    stop_timeout_s: Duration = Field(default=_DAEMON.stop_timeout_s, ge=1)
+    max_rss_mib: int = Field(default=_DAEMON.max_rss_mib, ge=64)
+    backoff_max_s: Duration = Field(default=_DAEMON.backoff_max_s, ge=1)
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class Peer(Section):
+    allow_plain_http: bool = _PEER.allow_plain_http
+    url: str = _PEER.url
+    urls: Texts = Field(default_factory=list)
+    token_file: str = Field(default=_PEER.token_file, pattern=r"^[^\x00]*$")
+    channels: Annotated[list[Annotated[str, _named("channel")]], BeforeValidator(_texts)] = Field(
+        default_factory=list
+    )
+    on_receiver_reset: Literal["hold"] = "hold"
+    requests_in_flight_max: int = Field(default=_PEER.requests_in_flight_max, ge=1, le=64)
+    connect_timeout_s: Duration = Field(default=_PEER.connect_timeout_s, ge=0.1, le=600)
+    quota_bytes: Size = _PEER.quota_bytes
+    lanes_max: int = Field(default=_PEER.lanes_max, ge=1)
+    max_message_bytes: Size = _PEER.max_message_bytes
+
+    @field_validator("url", "urls")
+    @classmethod
+    def _reachable(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
+        allowed = bool(info.data.get("allow_plain_http", True))
+        for url in [value] if isinstance(value, str) else value:
+            if url:
+                check_url(url, allow_plain_http=allowed)
+        return value
+
+
+class Channel(Section):
+    max_attempts: int = Field(default=_CHANNEL.max_attempts, ge=1)
+    ordered: bool = _CHANNEL.ordered
+
+
+class Configuration(BaseSettings):
+    """All tables of the configuration, made by `read`."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    node: Node
+    control: Control = Control()
+    outbox: Outbox = Outbox()
+    inbox: Inbox = Inbox()
+    receiver: Receiver = Receiver()
+    daemon: Daemon = Daemon()
+    log: Log = Log()
+    peer_defaults: Peer = Peer()
+    peers: dict[Annotated[str, _named("peer")], Peer] = Field(default_factory=dict)
+    channels: dict[Annotated[str, _named("channel"), AfterValidator(_not_reserved)], Channel] = (
+        Field(default_factory=dict)
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        """Give every peer what `peer_defaults` says and it does not."""
+        if not isinstance(data, dict):
+            return data
+        defaults, peers = data.get("peer_defaults"), data.get("peers")
+        if isinstance(defaults, dict) and isinstance(peers, dict):
+            filled = {
+                name: {**defaults, **one} if isinstance(one, dict) else one
+                for name, one in peers.items()
+            }
+            return {**data, "peers": filled}
+        return data
+
+
+def read(files: dict[str, Any], environment: dict[str, Any]) -> Configuration:
+    """The configuration of two sources, of which the environment wins.
+
+    pydantic-settings' own reader of the environment stops at the first value that it cannot parse
+    and passes over names it does not know; what `environment` holds has a fault for each of them.
+
+    Raises: pydantic.ValidationError with all faults.
+    """
+
+    class Sourced(Configuration):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                InitSettingsSource(settings_cls, environment),
+                InitSettingsSource(settings_cls, files),
+            )
+
+    return Sourced()  # type: ignore[call-arg]  # the sources bring what is required
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "node": Node,
+    "control": Control,
+    "outbox": Outbox,
+    "inbox": Inbox,
+    "receiver": Receiver,
+    "daemon": Daemon,
+    "log": Log,
+    "peer_defaults": Peer,
+}
+TABLES: dict[str, type[Section]] = {"peers": Peer, "channels": Channel}
