@@ -27,7 +27,7 @@ import msgpack
 from pydantic import ValidationError
 
 from droprd.errors import ConfigError, DroprdError
-from droprd.settings import schema
+from droprd.settings import addresses, schema
 from droprd.settings.values import Settings
 
 EXIT_CONFIG = 78
@@ -299,10 +299,10 @@ def _sockets(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
 
 def _check_values(sources: _Sources, settings: Settings) -> None:
     for path, socket in _sockets(settings):
-        if len(os.fsencode(socket)) > schema.SOCKET_PATH_BYTES_MAX:
+        if len(os.fsencode(socket)) > addresses.SOCKET_PATH_BYTES_MAX:
             sources.fault(
                 path,
-                f"a socket's path has at most {schema.SOCKET_PATH_BYTES_MAX} bytes, "
+                f"a socket's path has at most {addresses.SOCKET_PATH_BYTES_MAX} bytes, "
                 f"{socket} has {len(os.fsencode(socket))}",
             )
     owners: dict[str, str] = {}
@@ -310,7 +310,7 @@ def _check_values(sources: _Sources, settings: Settings) -> None:
         path = ("peers", name, "token_file")
         if not peer.token_file:
             schemes = {url.partition(":")[0] for url in peer.addresses}
-            if schemes <= set(schema.SCHEMES):
+            if schemes <= set(addresses.SCHEMES):
                 sources.fault(
                     ("peers", name),
                     "has no token_file; `droprctl peer add` makes one, or write the token that "

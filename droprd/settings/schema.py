@@ -10,12 +10,9 @@ before, so that one fault never hides another.
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +33,7 @@ from pydantic_settings import (
 
 from droprd.errors import InvalidName
 from droprd.model import RESERVED_CHANNEL_PREFIX, check_name
+from droprd.settings.addresses import check_listen, check_url
 from droprd.settings.units import parse_bytes, parse_duration_s
 from droprd.settings.values import (
     ChannelSettings,
@@ -48,10 +46,6 @@ from droprd.settings.values import (
     PeerSettings,
     ReceiverSettings,
 )
-
-SCHEMES = ("https", "http", "unix")
-SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7), its ending zero left out
-_PORT = re.compile(r"[0-9]{1,5}\Z")
 
 _NODE = NodeSettings("")
 _CONTROL = ControlSettings()
@@ -95,60 +89,6 @@ def _texts(value: Any) -> Any:
     if isinstance(found, list):
         return found
     return [part.strip() for part in value.split(",") if part.strip()]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address certainly means this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """(host, port) of "HOST:PORT" or "[IPV6]:PORT". Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        ipaddress.IPv6Address(host)
-    elif ":" in host:
-        raise ValueError(f"{text!r} needs brackets around the address, like [::1]:7707")
-    if not colon or not host or not _PORT.match(port) or int(port) > 65535:
-        raise ValueError(f"{text!r} is no HOST:PORT, nor unix:/PATH")
-    return host, int(port)
-
-
-def check_url(url: str, *, allow_plain_http: bool) -> str:
-    """Return `url` if a peer may be reached there. Raises ValueError."""
-    scheme, colon, rest = url.partition(":")
-    if not colon or not rest:
-        raise ValueError(f"{url!r} is no URL, like https://berlin.example:7707")
-    if scheme not in SCHEMES:
-        others = tuple(point.name for point in entry_points(group="droprd.transports"))
-        if scheme in others:
-            return url
-        raise ValueError(
-            f"no transport for {scheme!r} is installed; there are {', '.join(SCHEMES + others)}"
-        )
-    parts = urlsplit(url)
-    if scheme == "unix":
-        if not parts.path.startswith("/") or parts.netloc:
-            raise ValueError(f"{url!r} names no socket, like unix:///run/berlin/receiver.sock")
-        return url
-    if not parts.hostname:
-        raise ValueError(f"{url!r} names no host")
-    if parts.port == 0:
-        raise ValueError(f"{url!r}: port 0 cannot be reached")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError(f"{url!r}: user, query and fragment have no place here; use token_file")
-    if scheme == "http" and not allow_plain_http and not is_loopback(parts.hostname):
-        raise ValueError(
-            f"plain http to {parts.hostname} would show the token and all messages on the way; "
-            "use https, or set allow_plain_http = true for this peer"
-        )
-    return url
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration_s)]
@@ -210,18 +150,10 @@ class Receiver(Section):
     def _addresses(cls, listen: list[str], info: ValidationInfo) -> list[str]:
         if len(set(listen)) != len(listen):
             raise ValueError("an address is listed twice")
+        # If allow_plain_http is itself at fault it is absent here: it has a fault already.
+        allowed = bool(info.data.get("allow_plain_http", True))
         for text in listen:
-            if text.startswith("unix:"):
-                if not text.removeprefix("unix:").strip("/"):
-                    raise ValueError(f"{text!r} names no socket")
-                continue
-            host, _ = split_address(text)
-            # If allow_plain_http is itself at fault it is absent here: it has a fault already.
-            if not info.data.get("allow_plain_http", True) and not is_loopback(host):
-                raise ValueError(
-                    f"plain http on {host} would show tokens and messages to the network; listen "
-                    "on loopback behind a TLS proxy, or set receiver.allow_plain_http = true"
-                )
+            check_listen(text, allow_plain_http=allowed)
         return listen
 
 
