@@ -359,7 +359,7 @@ def recover(
     *,
     site: str,
     on_entry: Callable[[Entry], None] | None = None,
-    set_aside: Callable[[str, int, bytes], None] | None = None,
+    set_aside: Callable[[str, int, bytes], object] | None = None,
     start: int = FILE_HEADER_BYTES,
 ) -> Recovered:
     """Open a log file to go on writing it: sync it, walk it, cut its tail, publish its end.
@@ -377,6 +377,8 @@ def recover(
         published = read_published(fs, fd)
         # Nobody acts on what is not on disk: what we are about to believe is synced first.
         fs.sync(fd, f"{site}.recover")
+        # Its maker may have been killed before the name was synced.
+        fs.sync_dir(os.path.dirname(path), f"{site}.recover_dir")
         size = fs.size(fd)
         walk = Walk(fs, fd, header.log_id, start, promised=min(published, size))
         damage: list[Damage] = []

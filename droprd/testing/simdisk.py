@@ -92,6 +92,7 @@ class SimDisk:
     Attributes:
         full: while true, writes that make a file longer fail with ENOSPC.
         syncs: how often each sync site was used; shared with clones.
+        subsets_only: power cuts always keep an arbitrary subset, the harshest way.
         disable_sites: syncs of these sites do nothing (to prove that the simulation notices).
     """
 
@@ -102,6 +103,7 @@ class SimDisk:
         self.dirty: dict[SimFile, None] = {}
         self.name_changes: list[NameChange] = []
         self.full = False
+        self.subsets_only = False
         self.free_bytes = 1 << 40
         self.syncs: dict[str, int] = {}
         self.disable_sites = disable_sites
@@ -179,7 +181,7 @@ class SimDisk:
 
     def power_cut(self, rng: Random) -> None:
         """The machine goes dark: a random part of what was not synced survives."""
-        style = rng.random()
+        style = rng.random() if not self.subsets_only else 1.0
         if style < 0.2:
             pass
         elif style < 0.3:
