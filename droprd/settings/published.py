@@ -1,8 +1,9 @@
-"""What applications and commands may know of a node without its daemon: two small readers.
+"""What applications and commands may know of a node without its daemon.
 
 `find_node` reads where the node is from the main configuration file (`[node]` and `[control]`
 only, with tomllib) and the environment. `Published` reads state/public, which the holder of the
-daemon's lock replaces, and looks with one stat(2) whether there is a new one.
+daemon's lock replaces, and looks with one stat(2) whether there is a new one. `public_map` is what
+that holder writes there.
 
 Nothing is written here and nothing checked beyond what is used: `droprd.settings.loading` does
 that. Light on imports, because every application and every `droprctl` call pays for them. Raises
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,12 @@ from droprd.settings.values import (
     SPOOL_DEFAULT,
     ChannelSettings,
     NodeSettings,
+    Settings,
 )
+
+RESERVE_PART = 20  # a twentieth of the file system is kept for acks, reports and deletes
+RESERVE_BYTES_MIN = 1 << 20
+RESERVE_BYTES_MAX = 1 << 30
 
 _PUBLIC_BYTES_MAX = 16 << 20
 
@@ -111,6 +117,58 @@ def find_node(
         socket=os.path.join(base, of("control", "socket", SOCKET_DEFAULT)),
         config_file=path,
     )
+
+
+def public_map(
+    settings: Settings,
+    spool_id: bytes,
+    *,
+    disk_bytes: int,
+    paused: Mapping[str, Mapping[str, Any]] | None = None,
+    draining: Iterable[str] = (),
+    unconfigured: Iterable[str] = (),
+    outbox_full: str | None = None,
+    inbox_full: str | None = None,
+) -> dict[str, Any]:
+    """What state/public has to say; pure.
+
+    Args:
+        disk_bytes: size of the file system that holds the spool.
+        paused, draining: by target.
+        unconfigured: names of peers that were removed while messages wait for them.
+        outbox_full, inbox_full: why nothing is accepted at present, or None.
+    """
+    peers = {
+        name: {
+            "channels": list(peer.channels) or None,
+            "max_message_bytes": settings.max_message_bytes(name),
+            "unconfigured": False,
+        }
+        for name, peer in settings.peers.items()
+    }
+    for name in unconfigured:
+        gone = {"channels": None, "max_message_bytes": 0, "unconfigured": True}
+        peers.setdefault(name, gone)
+    reserve = min(max(disk_bytes // RESERVE_PART, RESERVE_BYTES_MIN), RESERVE_BYTES_MAX)
+    return {
+        "schema": 1,
+        "node": settings.node.name,
+        "spool_id": spool_id,
+        "peers": peers,
+        "limits": {
+            "max_message_bytes": settings.node.max_message_bytes,
+            "outbox_quota_bytes": settings.outbox.quota_bytes,
+            "inbox_quota_bytes": settings.inbox.quota_bytes,
+            "reserve_bytes": reserve,
+        },
+        "draining": sorted(draining),
+        "paused": {target: dict(one) for target, one in (paused or {}).items()},
+        "full": {"outbox": outbox_full, "inbox": inbox_full},
+        "channels": {
+            name: {"max_attempts": one.max_attempts, "ordered": one.ordered}
+            for name, one in settings.channels.items()
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,14 @@ import msgpack
 import pytest
 
 from droprd.errors import ConfigError, SpoolNotReady
-from droprd.settings.published import Published, find_config, find_node
+from droprd.settings.published import (
+    Published,
+    PublicPeer,
+    find_config,
+    find_node,
+    public_map,
+)
+from droprd.settings.values import ChannelSettings, NodeSettings, PeerSettings, Settings
 
 
 def _public(path: Path, **more: Any) -> None:
@@ -83,6 +90,31 @@ def test_what_is_published_is_seen_when_it_is_replaced(tmp_path: Path) -> None:
     assert second.outbox_full == "quota"
     assert second.channel("sites").ordered
     assert second.channel("other").max_attempts == 10
+
+
+def test_what_the_daemon_publishes_is_what_applications_read(tmp_path: Path) -> None:
+    settings = Settings(
+        node=NodeSettings("hamburg", max_message_bytes=100),
+        peers={"berlin": PeerSettings(channels=("sites",), max_message_bytes=10)},
+        channels={"sites": ChannelSettings(3, True)},
+    )
+    data = public_map(
+        settings,
+        b"s" * 16,
+        disk_bytes=100 << 20,
+        draining=[""],
+        unconfigured=["gone"],
+        inbox_full="quota",
+    )
+    (tmp_path / "public").write_bytes(msgpack.packb(data))
+    public = Published(str(tmp_path / "public")).get()
+    assert public.peers["berlin"] == PublicPeer(frozenset({"sites"}), 10, False)
+    assert public.peers["gone"].unconfigured
+    assert public.reserve_bytes == 5 << 20
+    assert public.draining_target("x", "y", 1) == ""
+    assert (public.outbox_full, public.inbox_full) == (None, "quota")
+    assert public.channel("sites") == ChannelSettings(3, True)
+    assert public.spool_id == b"s" * 16
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90", b"\x80", b"\x81\xa4node\xa1x"])
