@@ -174,6 +174,10 @@ class CurlTransport:
                 # RuntimeError: the transport was closed, or it is out already.
                 with contextlib.suppress(RuntimeError, pycurl.error):
                     multi.remove_handle(curl)
+                task = asyncio.current_task()
+                if self._closed and task is not None and not task.cancelling():
+                    # Not the caller was cancelled, but the transfer, by `aclose`.
+                    raise TransportError("local", "the transport was closed") from None
                 raise
             reusable = True
             return _reply(curl, answer)
