@@ -76,6 +76,7 @@ def status_document(
     draining: Iterable[str] = (),
     listen: Iterable[str] = (),
     spool: Map | None = None,
+    problems: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The status document.
 
@@ -90,6 +91,7 @@ def status_document(
         paused, draining: as in state/public.
         listen: the addresses the receiver listens on.
         spool: {bytes, free_bytes} where the janitor has not told them.
+        problems: sentences of the angel's own; those of the workers are added.
     """
     sender, receiver, janitor = (_map(gauges.get(name)) for name in WORKERS)
     paused = paused or {}
@@ -125,10 +127,13 @@ def status_document(
         "draining": draining,
         "listen": list(listen),
         "problems": [
-            text
-            for told in (sender, receiver, janitor)
-            for text in told.get("problems", ())
-            if isinstance(text, str)
+            *problems,
+            *(
+                text
+                for told in (sender, receiver, janitor)
+                for text in _list(told.get("problems"))
+                if isinstance(text, str)
+            ),
         ],
         "corrupt": sum(_count(told.get("corrupt")) for told in (sender, receiver, janitor)),
         "last_merge_age_s": sender.get("last_merge_age_s"),
@@ -154,6 +159,10 @@ def _peers(
 
 def _map(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _count(value: Any) -> int:
