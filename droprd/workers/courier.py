@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,6 +113,7 @@ class Courier:
         self._blamed = 0
         self._token: str | None = None
         self._leaving = False
+        self._waiting_since: float | None = None
         self._greeted = False
 
     # What is known of the peer from outside.
@@ -181,6 +182,10 @@ class Courier:
                 self._spawn(self._carry(flow, self._asking, ticket, job))
         if not self._greeted or (flow.line is Line.THROTTLED and not schedule.ready):
             self._greet(now)
+        if not schedule.ready and not schedule.under_way:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
         self._set_timer(now)
 
     def _greet(self, now: float) -> None:
@@ -309,7 +314,13 @@ class Courier:
                 await asyncio.wait(late)
         await self._asking.retire()
 
-    def gauges(self) -> Mapping[str, Any]:
+    def _silence_s(self, now: float) -> int | None:
+        """For how long the peer has taken nothing although something waits, in seconds."""
+        if self._waiting_since is None:
+            return None
+        return round(now - max(self._waiting_since, self.flow.last_accepted_s or 0.0))
+
+    def gauges(self) -> dict[str, Any]:
         """How it goes with this peer, for `status` and `why`."""
         now = self._loop.time()
         flow = self.flow
@@ -323,9 +334,7 @@ class Courier:
             "delivered": self.delivered,
             "requests": flow.in_flight,
             "rate": None if flow.rate is None else round(flow.rate),
-            "last_accepted_s": (
-                None if flow.last_accepted_s is None else round(now - flow.last_accepted_s)
-            ),
+            "accepted_age_s": self._silence_s(now),
         }
         if self._asking.addresses:
             shown["address"] = self._asking.addresses[flow.address]
