@@ -1,0 +1,463 @@
+"""Merging: what producers put into their journals goes into lanes, in the order of its stamps.
+
+Owns: reading journals, the rounds, mending lanes after a crash, and deleting journals that are
+merged to their end. The order itself is decided in `droprd.core.merge`.
+
+Guarantees: a frame enters its lane once. The journals' ranges and the lanes' new ends are committed
+by one synced note; before that nothing of a round is sent. A journal is deleted under its lock, and
+only when every lane it went into is synced, data and names; until then lanes can be mended from it.
+Of a journal that somebody holds only what lies before its published end is read; of one that nobody
+holds, all that is whole, after it was synced.
+
+What a crash leaves: a round that is committed, or one that never happened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from droprd.core import entry, frame
+from droprd.core.entry import FILE_HEADER_BYTES, Kind
+from droprd.core.frame import Buffer
+from droprd.core.merge import BootOrder, Stamped, in_order
+from droprd.core.outstate import MergedLane, merge_note
+from droprd.errors import BadData, SpoolCorrupt
+from droprd.model import Lane
+from droprd.spool import log
+from droprd.spool.handle import Spool
+from droprd.spool.lanes import LaneFiles
+from droprd.spool.layout import split_journal_name, split_outbox_blob_name
+from droprd.spool.senderlog import SenderLog
+
+CORRUPT = "corrupt"
+ROUND_BYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class _Journal:
+    """A journal as the sender reads it."""
+
+    name: str
+    fd: int
+    log_id: bytes
+    limit: int
+    is_ours: bool = False  # we hold its lock, and `limit` is its final end
+    seen_ns: int = 0  # when it last had something new
+
+
+@dataclass(slots=True)
+class MergeResult:
+    """What a round did.
+
+    Attributes:
+        lanes: those that got something.
+        more: whether it stopped because it had taken enough.
+        unmerged_bytes: what is readable in journals and not yet in lanes.
+    """
+
+    lanes: list[Lane] = field(default_factory=list)
+    messages: int = 0
+    more: bool = False
+    unmerged_bytes: int = 0
+
+
+class Merger:
+    """Takes journals into lanes. All of it happens in the sender."""
+
+    def __init__(
+        self, spool: Spool, sender_log: SenderLog, lanes: LaneFiles, *, idle_s: float = 5
+    ) -> None:
+        """`idle_s`: how long a journal must be quiet before it is looked at whether anybody
+        still holds it."""
+        self._spool = spool
+        self._log = sender_log
+        self._lanes = lanes
+        self._idle_ns = int(idle_s * 1e9)
+        self._journals: dict[str, _Journal] = {}
+        self._ends: dict[str, int] = {}  # where broken journals validly end, by their successors
+        self._is_first = True
+        self._boots = BootOrder(sender_log.state.boots, spool.clock.boot_id())
+        self.corrupt_bytes = 0
+
+    # -- rounds ------------------------------------------------------------------------------
+
+    def round(self, bytes_max: int = ROUND_BYTES) -> MergeResult:
+        """Merge what is there, up to about `bytes_max`. Committed when it returns.
+
+        Raises: OSError, after which this process must end.
+        """
+        now_ns = self._spool.clock.boot_ns()  # before the journals are looked at: see core.merge
+        self._look(now_ns)
+        merged = self._log.state.merged
+        sources = [
+            j for j in self._journals.values() if j.limit > merged.get(j.name, FILE_HEADER_BYTES)
+        ]
+        result = MergeResult()
+        if not sources:
+            self._settle_boots()
+            return result
+        reads = [_Source(self, j, merged.get(j.name, FILE_HEADER_BYTES)) for j in sources]
+        runs: list[tuple[int, int, int]] = []
+        bad: list[tuple[str, int, Sequence[int]]] = []
+        parts: dict[Lane, _Part] = {}
+        taken = 0
+        for index, item in in_order([iter(r) for r in reads], self._boots, now_ns, bytes_max):
+            taken += item.size
+            start, end = reads[index].took(item)
+            if runs and runs[-1][0] == index:
+                runs[-1] = (index, runs[-1][1], end)
+            else:
+                runs.append((index, start, end))
+            if item.bad:
+                bad.append((sources[index].name, item.offset, item.bad))
+            lane = item.frame.lane
+            part = parts.get(lane)
+            if part is None:
+                part = parts[lane] = _Part(*self._lanes.writer(self._log.state.lane(lane)))
+            part.append(item)
+            if item.frame.info.is_blob:
+                self._adopt_blob(sources[index].name, item.frame.frame_id)
+        for index, read in enumerate(reads):
+            end = read.walk.end
+            if read.is_done and end > read.position:  # notes and damage behind the last frame
+                runs.append((index, read.position, end))
+        self._lanes.flush(list(parts))
+        self._settle_boots()
+        if runs:
+            self._log.add(
+                merge_note(
+                    [(sources[i].name, start, end) for i, start, end in runs],
+                    [p.merged(lane) for lane, p in parts.items()],
+                    bad,
+                )
+            )
+            for lane, part in parts.items():
+                for frame_id, indexes in part.voids:
+                    self._log.add(["void", list(lane), frame_id, [[i, CORRUPT] for i in indexes]])
+            # If we stop here: the lanes hold frames that no merge commits; they are cut at the
+            # next start, and merged again from the journals.
+            self._log.commit()
+        result.lanes = list(parts)
+        result.messages = sum(p.messages for p in parts.values())
+        result.more = taken >= bytes_max
+        result.unmerged_bytes = self.unmerged_bytes()
+        return result
+
+    def unmerged_bytes(self) -> int:
+        """Bytes that are readable in the journals known and not yet in lanes."""
+        merged = self._log.state.merged
+        return sum(
+            max(0, j.limit - merged.get(j.name, FILE_HEADER_BYTES)) for j in self._journals.values()
+        )
+
+    def _settle_boots(self) -> None:
+        if self._boots.changed:
+            self._log.add(["boots", self._boots.all()])
+            self._log.commit()
+            self._boots.changed = False
+
+    def _look(self, now_ns: int) -> None:
+        """Find new journals, and how far each may be read."""
+        fs, layout = self._spool.fs, self._spool.layout
+        names = fs.listdir(layout.journals)
+        fresh = [n for n in names if n not in self._journals and split_journal_name(n)]
+        for name in fresh:
+            self._open(name, now_ns)
+        for journal in list(self._journals.values()):
+            if journal.is_ours:
+                continue
+            published = self._capped(journal.name, log.read_published(fs, journal.fd))
+            is_new = published > journal.limit
+            if is_new:
+                journal.limit = published
+            # At a start what is published may lag behind what was promised (a power cut takes it
+            # back), and nothing later may be merged before that.
+            if self._is_first or (not is_new and now_ns - journal.seen_ns > self._idle_ns):
+                self._try_finish(journal)
+                is_new = True
+            if is_new:
+                journal.seen_ns = now_ns
+        self._is_first = False
+
+    def _capped(self, name: str, end: int) -> int:
+        return min(end, self._ends.get(name, end))
+
+    def _open(self, name: str, now_ns: int) -> None:
+        fs = self._spool.fs
+        path = self._spool.layout.journal(name)
+        try:
+            fd = fs.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            header = log.read_header(fs, fd)
+            if header.kind != Kind.JOURNAL:
+                raise BadData(f"{path} is no journal")
+        except BadData:
+            # Made and not yet filled, or left so by a power cut; nothing in it was promised.
+            # Its maker may still write the header, so it is looked at again next time.
+            fs.close(fd)
+            return
+        first = log.read_entry(fs, fd, header.log_id, FILE_HEADER_BYTES)
+        if first is not None and first.note and not first.frame:
+            beside = entry.unpack_note(first.note)
+            if isinstance(beside, dict) and isinstance(beside.get("after"), str):
+                self._ends[beside["after"]] = int(beside["end"])
+        self._journals[name] = _Journal(name, fd, header.log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
+
+    def _try_finish(self, journal: _Journal) -> None:
+        """If nobody holds it, it is ours to finish: sync it, and take what is whole."""
+        fs = self._spool.fs
+        if not fs.try_lock(journal.fd):
+            return
+        found = fs.stat(self._spool.layout.journal(journal.name))
+        if found is None or found.file != fs.file_of(journal.fd):
+            self._forget(journal)
+            return
+        # Nobody acts on what is not on disk.
+        fs.sync(journal.fd, "journal.finish")
+        published = log.read_published(fs, journal.fd)
+        start = self._log.state.merged.get(journal.name, FILE_HEADER_BYTES)
+        cap = self._ends.get(journal.name)
+        walk = log.Walk(
+            fs, journal.fd, journal.log_id, start, promised=max(start, published), stop=cap
+        )
+        for _ in walk:
+            pass
+        if cap is None:
+            tail = fs.read_at(journal.fd, fs.size(journal.fd) - walk.end, walk.end).rstrip(b"\0")
+            if tail:
+                # Never promised: counted, kept, and passed over.
+                self._spool.set_aside(self._spool.layout.journal(journal.name), walk.end, tail)
+        journal.limit = max(walk.end, start)
+        journal.is_ours = True
+
+    def _forget(self, journal: _Journal) -> None:
+        self._spool.fs.close(journal.fd)
+        del self._journals[journal.name]
+
+    def _adopt_blob(self, journal: str, frame_id: bytes) -> None:
+        fs, layout = self._spool.fs, self._spool.layout
+        old = layout.journal_blob(journal, frame_id)
+        if fs.stat(old) is not None:
+            # If we stop here: the blob is found under either name; its journal stays until this
+            # name is durable.
+            fs.rename(old, layout.outbox_blob(frame_id))
+
+    # -- journals that are merged to their end -----------------------------------------------
+
+    def retire(self) -> int:
+        """Delete the journals of which nothing is left to do; returns how many."""
+        fs, layout, state = self._spool.fs, self._spool.layout, self._log.state
+        done = [
+            j
+            for j in self._journals.values()
+            if j.is_ours and state.merged.get(j.name, FILE_HEADER_BYTES) >= j.limit
+        ]
+        if not done:
+            return 0
+        self.sync_lanes()
+        for journal in done:
+            # If we stop here: the name may come back after a power cut. What was merged of it is
+            # still known, for names are forgotten only once they are durably gone.
+            fs.unlink(layout.journal(journal.name))
+            self._forget(journal)
+        fs.sync_dir(layout.journals, "journals.gone")
+        self._log.add(["gone", [j.name for j in done]])
+        self._log.commit()
+        return len(done)
+
+    def sync_lanes(self) -> None:
+        """Make lanes and blobs independent of the journals behind them."""
+        state = self._log.state
+        self._lanes.sync_all()
+        self._spool.fs.sync_dir(self._spool.layout.outbox_blobs, "blobs.dir")
+        touched = {p.lane for m in state.unsynced for p in m.lanes}
+        self._log.add(["synced", [[list(n), list(state.lane(n).tail)] for n in touched]])
+        # If we stop here: lanes are mended from journals that are still there.
+        self._log.commit()
+        if self._log.wants_checkpoint:
+            self._log.checkpoint()
+
+    def remove_orphans(self) -> int:
+        """Delete blobs whose journal is gone without naming them: their send never returned."""
+        fs, layout = self._spool.fs, self._spool.layout
+        journals = set(fs.listdir(layout.journals)) | set(self._log.state.merged)
+        removed = 0
+        for name in fs.listdir(layout.outbox_blobs):
+            parts = split_outbox_blob_name(name)
+            if parts is not None and parts[0] is not None and parts[0] not in journals:
+                fs.unlink(f"{layout.outbox_blobs}/{name}")
+                removed += 1
+        return removed
+
+    def close(self) -> None:
+        """Let go of all journals."""
+        for journal in list(self._journals.values()):
+            self._forget(journal)
+
+    # -- recovery ----------------------------------------------------------------------------
+
+    def mend(self) -> int:
+        """After a start: make the lanes what the committed merges say. Returns frames put back.
+
+        Raises: SpoolCorrupt if journals no longer hold what a lane lacks.
+        """
+        state = self._log.state
+        ends: dict[Lane, dict[int, int]] = {}
+        for merge in state.unsynced:
+            for part in merge.lanes:
+                ends.setdefault(part.lane, {})[part.segment] = part.end
+        for lane_state in state.lanes.values():
+            segments = ends.setdefault(lane_state.lane, {})
+            if lane_state.tail.offset > FILE_HEADER_BYTES:
+                segments.setdefault(lane_state.tail.segment, lane_state.tail.offset)
+        missing: dict[Lane, dict[int, int]] = {}
+        for lane, segments in ends.items():
+            gaps = self._lanes.mend(state.lane(lane), sorted(segments.items()))
+            if gaps:
+                missing[lane] = gaps
+        put_back = 0
+        for merge in state.unsynced if missing else ():
+            at = {p.lane: [p.segment, p.start] for p in merge.lanes}
+            if not any(p.segment in missing.get(p.lane, {}) for p in merge.lanes):
+                continue
+            bad = {(name, offset): indexes for name, offset, indexes in merge.bad}
+            for name, start, end in merge.runs:
+                for item in self._reread(name, start, end, bad):
+                    place = at[item.frame.lane]
+                    gap = missing.get(item.frame.lane, {}).get(place[0])
+                    size = item.entry_bytes
+                    if gap is not None and place[1] >= gap:
+                        self._lanes.append_missing(
+                            item.frame.lane, place[0], place[1], item.note, item.pieces, item.size
+                        )
+                        put_back += 1
+                    place[1] += size
+            for part in merge.lanes:
+                if at[part.lane][1] != part.end:
+                    raise SpoolCorrupt(
+                        f"lane {part.lane} cannot be mended",
+                        why="its journals no longer hold what was merged from them",
+                        hint="run `droprctl fsck`",
+                    )
+        # If we stop here: these lanes are mended again. Later they would be called synced although
+        # nobody has them open.
+        for lane, gaps in missing.items():
+            for segment in gaps:
+                self._lanes.sync_mended(lane, segment)
+        return put_back
+
+    def _reread(
+        self, name: str, start: int, end: int, bad: dict[tuple[str, int], Sequence[int]]
+    ) -> Iterator[_Item]:
+        fs = self._spool.fs
+        fd = fs.open(self._spool.layout.journal(name), os.O_RDONLY)
+        try:
+            log_id = log.read_header(fs, fd).log_id
+            for item in log.Walk(fs, fd, log_id, start, promised=end, stop=end):
+                if isinstance(item, log.Entry) and item.frame:
+                    try:
+                        parsed = frame.parse(item.frame)
+                    except BadData:
+                        continue
+                    yield _Item(
+                        parsed,
+                        item.head.offset,
+                        item.head.end,
+                        bad.get((name, item.head.offset), ()),
+                    )
+        finally:
+            fs.close(fd)
+
+    def damaged(self, journal: _Journal, start: int, end: int) -> None:
+        """Keep promised bytes that cannot be read; they are counted and health turns critical."""
+        data = self._spool.fs.read_at(journal.fd, end - start, start)
+        self._spool.set_aside(self._spool.layout.journal(journal.name), start, data)
+        self.corrupt_bytes += end - start
+
+
+class _Item:
+    """A frame on its way from a journal into its lane."""
+
+    __slots__ = ("bad", "end", "frame", "note", "offset", "pieces", "size")
+
+    def __init__(self, parsed: frame.Frame, offset: int, end: int, bad: Sequence[int]) -> None:
+        self.frame = parsed
+        self.offset = offset
+        self.end = end
+        self.bad = bad
+        self.note = b""
+        self.pieces: list[Buffer] = [parsed.data]
+        self.size = len(parsed.data)
+        if bad:
+            self.note = entry.pack_note({"v": [[i, CORRUPT] for i in bad]})
+            self.pieces = parsed.without(bad)
+            self.size = sum(map(len, self.pieces))
+
+    @property
+    def entry_bytes(self) -> int:
+        return entry.ENTRY_BYTES + len(self.note) + self.size
+
+
+class _Source:
+    """The frames of one journal from where it was merged to, for one round."""
+
+    def __init__(self, merger: Merger, journal: _Journal, start: int) -> None:
+        self._merger = merger
+        self._journal = journal
+        self.position = start
+        self.is_done = False
+        fs = merger._spool.fs
+        self.walk = log.Walk(
+            fs, journal.fd, journal.log_id, start, promised=journal.limit, stop=journal.limit
+        )
+
+    def __iter__(self) -> Iterator[tuple[Stamped, _Item]]:
+        for item in self.walk:
+            if isinstance(item, log.Damage):
+                self._merger.damaged(self._journal, item.start, item.end)
+                continue
+            if not item.frame:
+                continue
+            try:
+                parsed = frame.parse(item.frame)
+            except BadData:
+                self._merger.damaged(self._journal, item.head.offset, item.head.end)
+                continue
+            found = _Item(parsed, item.head.offset, item.head.end, parsed.bad_bodies())
+            info = parsed.info
+            yield Stamped(info.boot_id, info.boot_ns, found.size), found
+        self.is_done = True
+
+    def took(self, item: _Item) -> tuple[int, int]:
+        """The range of the journal that this item covers, with what lay before it."""
+        start = self.position
+        self.position = item.end
+        return start, item.end
+
+
+class _Part:
+    """What a round appends to one lane."""
+
+    def __init__(self, segment: int, writer: log.LogWriter) -> None:
+        self._segment = segment
+        self._writer = writer
+        self._start = writer.end
+        self.messages = 0
+        self.bytes = 0
+        self.voids: list[tuple[bytes, Sequence[int]]] = []
+
+    def append(self, item: _Item) -> None:
+        self._writer.append(item.note, item.pieces, item.size)
+        self.messages += item.frame.count
+        self.bytes += item.frame.info.bodies_bytes
+        if item.bad:
+            self.voids.append((item.frame.frame_id, item.bad))
+
+    def merged(self, lane: Lane) -> MergedLane:
+        return MergedLane(
+            lane, self._segment, self._start, self._writer.end, self.messages, self.bytes
+        )
