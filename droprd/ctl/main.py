@@ -135,8 +135,10 @@ def _report(error: DroprdError, as_json: bool) -> None:
             document["ids"] = list(ids)
         print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
         return
-    print(f"droprctl: {error.what}" + (f": {error.why}" if error.why else ""), file=sys.stderr)
-    for fault in faults:
+    # The faults that a daemon found in its configuration come as lines of `why`.
+    why, *lines = error.why.split("\n")
+    print(f"droprctl: {error.what}" + (f": {why}" if why else ""), file=sys.stderr)
+    for fault in (*lines, *faults):
         print(f"  {fault}", file=sys.stderr)
     if error.hint:
         print(f"  {error.hint}", file=sys.stderr)

@@ -65,7 +65,7 @@ def check_url(url: str, *, allow_plain_http: bool) -> str:
     if scheme == "http" and not allow_plain_http and not is_loopback(parts.hostname):
         raise ValueError(
             f"plain http to {parts.hostname} would show the token and all messages on the way; "
-            "use https, or set allow_plain_http = true for this peer"
+            "use https, or set allow_plain_http = true for this peer (peer add --allow-plain-http)"
         )
     return url
 
@@ -80,6 +80,7 @@ def check_listen(text: str, *, allow_plain_http: bool) -> str:
     if not allow_plain_http and not is_loopback(host):
         raise ValueError(
             f"plain http on {host} would show tokens and messages to the network; listen "
-            "on loopback behind a TLS proxy, or set receiver.allow_plain_http = true"
+            "on loopback behind a TLS proxy, or set receiver.allow_plain_http = true "
+            "(init --allow-plain-http)"
         )
     return text

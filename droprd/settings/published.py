@@ -138,7 +138,7 @@ def public_map(
         unconfigured: names of peers that were removed while messages wait for them.
         outbox_full, inbox_full: why nothing is accepted at present, or None.
     """
-    peers = {
+    peers: dict[str, dict[str, Any]] = {
         name: {
             "channels": list(peer.channels) or None,
             "max_message_bytes": settings.max_message_bytes(name),
@@ -147,8 +147,7 @@ def public_map(
         for name, peer in settings.peers.items()
     }
     for name in unconfigured:
-        gone = {"channels": None, "max_message_bytes": 0, "unconfigured": True}
-        peers.setdefault(name, gone)
+        peers.setdefault(name, {"channels": None, "max_message_bytes": 0, "unconfigured": True})
     reserve = min(max(disk_bytes // RESERVE_PART, RESERVE_BYTES_MIN), RESERVE_BYTES_MAX)
     return {
         "schema": 1,

@@ -13,8 +13,8 @@ import pytest
 
 from droprd.errors import ConfigError, SpoolNotReady
 from droprd.settings.published import (
-    Published,
     PublicPeer,
+    Published,
     find_config,
     find_node,
     public_map,

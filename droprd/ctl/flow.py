@@ -1,0 +1,172 @@
+"""droprctl retry, pause, resume, drain: steering what flows.
+
+A pause is a fact on disk with who, why and until when: without a daemon it is written here, under
+the daemon's lock, and the next daemon finds it. A drain is one too; it refuses new messages and
+waits for the old ones to be delivered; it never deletes.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from droprd.ctl.control import Control
+from droprd.ctl.offline import change_wishes, stopped_status
+from droprd.ctl.session import (
+    EXIT_DONE,
+    EXIT_NO_DAEMON,
+    EXIT_PARTLY,
+    Session,
+    check_target,
+    duration,
+    json_option,
+)
+from droprd.errors import NotAnswering
+from droprd.model import check_name
+from droprd.settings.units import format_duration
+from droprd.spool.clock import SystemClock
+from droprd.spool.state import Pause, Wishes
+
+DRAIN_LOOK_INTERVAL_S = 0.2
+
+
+def _who() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+def _named(target: str) -> str:
+    return target or "the whole node"
+
+
+def _change(
+    session: Session,
+    method: str,
+    params: Mapping[str, Any],
+    offline: Callable[[Wishes], Wishes],
+) -> bool:
+    """Have the daemon do it, or do it to the files. Whether a daemon runs."""
+    node = session.node()
+    try:
+        with Control(node.socket, session.timeout_s) as control:
+            control.call(method, params)
+            return True
+    except NotAnswering as error:
+        if error.code != "no_daemon":
+            raise
+    change_wishes(node.spool, session.timeout_s, offline)
+    return False
+
+
+@click.command()
+@click.argument("peer")
+@json_option
+@click.pass_obj
+def retry(session: Session, peer: str) -> None:
+    """Try PEER now, whatever its backoff says."""
+    check_name(peer, "peer")
+    with Control(session.node().socket, session.timeout_s) as control:
+        control.call("retry", {"peer": peer})
+    session.result({"peer": peer}, f"trying {peer}; see `droprctl why {peer}`")
+
+
+@click.command()
+@click.argument("target", required=False, default="")
+@click.option("--for", "for_s", callback=duration, metavar="TIME", help="Resume by itself then.")
+@click.option("--reason", default="", help="Why, for those who look later.")
+@click.option("--receiving", is_flag=True, help="The node alone: receive nothing either.")
+@json_option
+@click.pass_obj
+def pause(session: Session, target: str, for_s: float | None, reason: str, receiving: bool) -> None:
+    """Stop sending to TARGET, or anywhere. New messages are accepted and wait."""
+    if target:
+        check_target(target)
+        if receiving:
+            raise click.UsageError("--receiving is for the whole node: give no TARGET")
+    clock = SystemClock()
+    lasting_ns = None if for_s is None else round(for_s * 1e9)
+    wish = Pause(
+        who=_who(),
+        reason=reason,
+        receiving=receiving,
+        since_wall_ns=clock.wall_ns(),
+        until_wall_ns=None if lasting_ns is None else clock.wall_ns() + lasting_ns,
+        until_boot_ns=None if lasting_ns is None else clock.boot_ns() + lasting_ns,
+        boot=clock.boot_id(),
+    )
+    running = _change(
+        session,
+        "pause",
+        {"target": target, "reason": reason, "for_s": for_s, "receiving": receiving},
+        lambda wishes: wishes.with_pause(target, wish),
+    )
+    lasting = f" for {format_duration(for_s)}" if for_s is not None else ""
+    session.result(
+        {"target": target, "for_s": for_s, "running": running},
+        f"{_named(target)} paused{lasting}; lift it: droprctl resume {target}".rstrip(),
+    )
+
+
+@click.command()
+@click.argument("target", required=False, default="")
+@json_option
+@click.pass_obj
+def resume(session: Session, target: str) -> None:
+    """Lift pauses and drains of TARGET and below, or all of them."""
+    if target:
+        check_target(target)
+    running = _change(session, "resume", {"target": target}, lambda wishes: wishes.resumed(target))
+    session.result({"target": target, "running": running}, f"{_named(target)} goes on")
+
+
+def _left(status: Mapping[str, Any], target: str) -> int:
+    """How many messages of a target are not delivered yet; bytes not merged count as one."""
+    peer = target.partition("/")[0]
+    peers = status["peers"]
+    queued = sum(one["queued"] for name, one in peers.items() if not peer or name == peer)
+    return queued or (1 if status["unmerged_bytes"] else 0)
+
+
+@click.command()
+@click.argument("target", required=False, default="")
+@json_option
+@click.pass_obj
+def drain(session: Session, target: str) -> int:
+    """Refuse new messages to TARGET and wait until the old ones are delivered.
+
+    Exit 0 when empty, 4 when --timeout ends first, 3 without a daemon unless all is empty. It
+    stays in force until `droprctl resume`.
+    """
+    if target:
+        check_target(target)
+    running = _change(
+        session, "drain", {"target": target}, lambda wishes: wishes.with_drain(target, _who())
+    )
+    deadline = time.monotonic() + session.timeout_s
+    node = session.node()
+    while True:
+        if running:
+            with Control(node.socket, session.timeout_s) as control:
+                status = control.call("status")
+        else:
+            status = stopped_status(node, "")
+        left = _left(status, target)
+        if not left or not running or time.monotonic() >= deadline:
+            break
+        time.sleep(DRAIN_LOOK_INTERVAL_S)
+    session.result(
+        {"target": target, "left": left, "running": running},
+        f"{_named(target)} is empty and stays closed: droprctl resume {target}".rstrip()
+        if not left
+        else f"{_named(target)}: {left} messages are left; new ones are refused",
+    )
+    if not left:
+        return EXIT_DONE
+    return EXIT_PARTLY if running else EXIT_NO_DAEMON

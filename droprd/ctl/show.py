@@ -1,0 +1,181 @@
+"""droprctl status, why, health: what the node does, why it does not, and whether it is well.
+
+All three ask the daemon, which answers from what its workers told it, without walking the spool.
+Without a daemon they say what the files say, with "state": "stopped", and exit 3.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from droprd.core.health import judge
+from droprd.core.status import why_peer
+from droprd.ctl.control import Control
+from droprd.ctl.drawing import printable, table
+from droprd.ctl.offline import stopped_status
+from droprd.ctl.session import EXIT_DONE, EXIT_FAILED, EXIT_NO_DAEMON, Session, json_option
+from droprd.errors import NotAnswering, UnknownPeer
+from droprd.settings.units import format_bytes, format_duration
+
+WATCH_INTERVAL_S = 1.0
+
+Map = Mapping[str, Any]
+
+
+def _ask(
+    session: Session,
+    method: str,
+    params: Map,
+    from_files: Callable[[Map], Map],
+) -> tuple[Map, int]:
+    """The daemon's answer, or what `from_files` makes of a stopped node's status; and the exit."""
+    node = session.node()
+    try:
+        with Control(node.socket, session.timeout_s) as control:
+            answer: Map = control.call(method, params)
+            return answer, EXIT_DONE
+    except NotAnswering as error:
+        if error.code != "no_daemon":
+            raise
+    from droprd.ctl.version import version
+
+    return from_files(stopped_status(node, version())), EXIT_NO_DAEMON
+
+
+@click.command()
+@click.argument("peer", required=False)
+@click.option("--watch", is_flag=True, help="Again every second, until interrupted.")
+@json_option
+@click.pass_obj
+def status(session: Session, peer: str | None, watch: bool) -> int:
+    """Show what the node, its workers, peers and channels do; with PEER only that peer."""
+    while True:
+        document, code = _ask(session, "status", {}, lambda found: found)
+        if peer is not None:
+            if peer not in document["peers"]:
+                raise UnknownPeer(
+                    f"no peer {peer!r} is configured and nothing waits for it",
+                    hint="see `droprctl peer list`",
+                )
+            document = {**document, "peers": {peer: document["peers"][peer]}}
+        if session.as_json:
+            session.emit(document)
+        else:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            _print_status(document)
+        if not watch:
+            return code
+        sys.stdout.flush()
+        time.sleep(WATCH_INTERVAL_S)
+
+
+def local_time(text: str) -> str:
+    """A time of a JSON document for people: local, with its offset."""
+    when = datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone()
+    return when.isoformat(sep=" ", timespec="seconds")
+
+
+def _age(seconds: Any) -> str:
+    return "-" if seconds is None else format_duration(float(seconds))
+
+
+def _print_status(document: Map) -> None:
+    state = document["state"]
+    line = f"{document['node']}: {state}"
+    if state != "stopped":
+        line += f" for {format_duration(document['uptime_s'])}"
+    print(f"{line}, droprd {document['version']}, as of {local_time(document['as_of'])}")
+    spool = document["spool"]
+    print(
+        f"spool {format_bytes(spool['bytes'])}, {format_bytes(spool['free_bytes'])} free; "
+        f"{document['dead_letters']} dead letters; "
+        f"{format_bytes(document['unmerged_bytes'])} not merged yet"
+    )
+    for target, pause in document.get("paused", {}).items():
+        reason = f" ({printable(pause['reason'])})" if pause.get("reason") else ""
+        until = f" until {_wall(pause['until_wall_ns'])}" if pause.get("until_wall_ns") else ""
+        print(f"paused: {target or 'the whole node'} by {pause.get('who')}{reason}{until}")
+    for target in document.get("draining", ()):
+        print(f"draining: {target or 'the whole node'}")
+    for problem in document.get("problems", ()):
+        print(f"problem: {printable(problem)}")
+    _section(
+        ["WORKER", "STATE", "PID", "RESTARTS"],
+        [
+            [name, one["state"], str(one.get("pid") or "-"), str(one.get("restarts", 0))]
+            for name, one in document["workers"].items()
+        ],
+    )
+    _section(
+        ["PEER", "STATE", "QUEUED", "BYTES", "OLDEST", "NEXT TRY", "LAST ERROR"],
+        [
+            [
+                name,
+                one["state"],
+                str(one["queued"]),
+                format_bytes(one["bytes"]),
+                _age(one["oldest_age_s"]),
+                _age(one["next_try_s"]),
+                one["last_error"] or "",
+            ]
+            for name, one in document["peers"].items()
+        ],
+    )
+    _section(
+        ["CHANNEL", "READY", "LEASED", "DEAD"],
+        [
+            [name, str(one["ready"]), str(one["leased"]), str(one["dead"])]
+            for name, one in document["channels"].items()
+        ],
+    )
+
+
+def _section(header: list[str], rows: list[list[str]]) -> None:
+    if rows:
+        print()
+        table(header, rows)
+
+
+def _wall(wall_ns: int) -> str:
+    when = datetime.datetime.fromtimestamp(wall_ns / 1e9).astimezone()
+    return when.isoformat(sep=" ", timespec="seconds")
+
+
+@click.command()
+@click.argument("peer")
+@json_option
+@click.pass_obj
+def why(session: Session, peer: str) -> int:
+    """Say why messages to PEER do not move, and what to do."""
+    document, code = _ask(session, "why", {"peer": peer}, lambda found: why_peer(found, peer))
+    if session.as_json:
+        session.emit(document)
+    else:
+        print(printable(document["text"]))
+    return code
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def health(session: Session) -> int:
+    """Say whether all is well: exit 0, or 1 with the reasons; 3 without a daemon."""
+    document, code = _ask(session, "health", {}, lambda found: judge(found).to_dict())
+    if session.as_json:
+        session.emit(document)
+    else:
+        print(document["verdict"])
+        for reason in document["reasons"]:
+            print(f"{reason['level']}: {printable(reason['text'])}")
+            if reason.get("command"):
+                print(f"  {reason['command']}")
+    if code == EXIT_DONE and document["verdict"] != "ok":
+        return EXIT_FAILED
+    return code
