@@ -15,6 +15,8 @@ from droprd.errors import InvalidName, UsageError
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 
+_INDEXES = [f"{i:04x}" for i in range(1024)]  # as many as a frame may have messages
+
 PRIORITY_MIN = 0
 PRIORITY_MAX = 9
 PRIORITY_DEFAULT = 5
@@ -66,7 +68,7 @@ def message_ids(frame_id: bytes, count: int) -> list[str]:
     """The ids of all messages of a frame, in order."""
     h = frame_id[:14].hex()
     prefix = f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
-    return [prefix + f"{i:04x}" for i in range(count)]
+    return [prefix + index for index in _INDEXES[:count]]
 
 
 def split_message_id(text: str) -> tuple[bytes, int]:

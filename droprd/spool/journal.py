@@ -37,7 +37,7 @@ from droprd.spool import journalfile, log
 from droprd.spool.blobs import Blob, move_blob
 from droprd.spool.fsops import Fs
 from droprd.spool.layout import Layout, journal_name
-from droprd.spool.puts import Built, Put, build_frames
+from droprd.spool.puts import Put, build_frames
 
 JOURNAL_BYTES_MAX = 16 * MIB
 JOURNAL_MODE = 0o640
@@ -135,13 +135,13 @@ class Journal:
         for put in puts:
             put.done = True
 
-    def _write(self, writer: log.LogWriter, built: Sequence[Built], zeros: int) -> OSError | None:
+    def _write(self, writer: log.LogWriter, built: Sequence[bytes], zeros: int) -> OSError | None:
         """Append, sync, publish. After a failure all is cut back, or the writer is broken."""
         try:
             waiting = 0
-            for pieces, size in built:
-                writer.append(b"", pieces, size)
-                waiting += size
+            for frame in built:
+                writer.append(b"", [frame], len(frame))
+                waiting += len(frame)
                 if waiting >= _FLUSH_BYTES:
                     writer.flush()
                     waiting = 0
@@ -171,12 +171,12 @@ class Journal:
             self._leave_behind(writer)
         self._unfinished = False
 
-    def _zeros(self, writer: log.LogWriter, built: Sequence[Built]) -> int:
+    def _zeros(self, writer: log.LogWriter, built: Sequence[bytes]) -> int:
         """How many zeros to write ahead of the next entries: none at first, then more and more.
 
         Overwriting them changes no metadata, which makes the sync cheaper than that of growth.
         """
-        end = writer.end + sum(ENTRY_BYTES + size for _, size in built)
+        end = writer.end + sum(ENTRY_BYTES + len(frame) for frame in built)
         if end <= self._zeros_end:
             return 0
         zeros = min(self._zeros_bytes, max(0, self._bytes_max - end))

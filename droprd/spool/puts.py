@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from droprd.core import frame as frames
-from droprd.core.frame import BODIES_BYTES_MAX, MESSAGES_MAX, Buffer, Stamp
+from droprd.core.frame import BODIES_BYTES_MAX, MESSAGES_MAX, Stamp
 from droprd.errors import DroprdError
 from droprd.model import Lane, message_ids
 from droprd.spool.blobs import Blob
-
-Built = tuple[list[Buffer], int]  # a frame's pieces, and how many bytes they are
 
 
 class Put:
@@ -73,13 +71,13 @@ class Put:
 
 def build_frames(
     puts: Sequence[Put], stamp: Callable[[], Stamp], urandom: Callable[[int], bytes]
-) -> list[Built]:
+) -> list[bytes]:
     """The frames of all puts, in the order in which they must be written; sets the puts' ids."""
     groups: dict[tuple[Lane, int, int], list[Put]] = {}
     for put in puts:
         put.ids = []
         groups.setdefault((put.lane, put.ttl_ms, put.delay_ms), []).append(put)
-    built: list[Built] = []
+    built: list[bytes] = []
     for members in groups.values():
         run: list[bytes] = []  # bodies that follow each other without a blob between them
         spans: list[tuple[Put, int]] = []  # how many of them are whose
@@ -105,7 +103,7 @@ def _run_frames(
     spans: list[tuple[Put, int]],
     stamp: Callable[[], Stamp],
     urandom: Callable[[int], bytes],
-) -> list[Built]:
+) -> list[bytes]:
     if not bodies:
         return []
     first = spans[0][0]
@@ -116,7 +114,7 @@ def _run_frames(
         maps = [put.values for put, count in spans for _ in range(count)]
         map_bytes = [len(put.shared) for put, count in spans for _ in range(count)]
         cuts = frames.split(list(map(len, bodies)), map_bytes)
-    built: list[Built] = []
+    built: list[bytes] = []
     ids: list[str] = []
     for start, end in cuts:
         now = stamp()
@@ -131,7 +129,7 @@ def _run_frames(
             ttl_ms=first.ttl_ms,
             delay_ms=first.delay_ms,
         )
-        built.append((pieces, sum(map(len, pieces))))
+        built.append(b"".join(pieces))  # one copy costs less than a hundred pieces to write
         ids += message_ids(frame_id, end - start)
     at = 0
     for put, count in spans:
@@ -152,7 +150,7 @@ def _split(bodies: list[bytes]) -> list[tuple[int, int]]:
     return frames.split(sizes)
 
 
-def _blob_frame(put: Put, blob: Blob, stamp: Stamp) -> Built:
+def _blob_frame(put: Put, blob: Blob, stamp: Stamp) -> bytes:
     pieces = frames.build_blob(
         frame_id=blob.frame_id,
         lane=put.lane,
@@ -164,4 +162,4 @@ def _blob_frame(put: Put, blob: Blob, stamp: Stamp) -> Built:
         delay_ms=put.delay_ms,
     )
     put.ids += message_ids(blob.frame_id, 1)
-    return pieces, sum(map(len, pieces))
+    return b"".join(pieces)
