@@ -334,6 +334,7 @@ _TLS = frozenset(
         pycurl.E_USE_SSL_FAILED,
     }
 )
+_CERTIFICATE_HINT = "if the peer requires a certificate, give it cert_file and key_file"
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -343,15 +344,17 @@ def _explain(
     """(kind, why, hint) of a libcurl error."""
     https = request.url.startswith("https:")
     system_error = int(curl.getinfo(pycurl.OS_ERRNO))
-    asked = "certificate required" in text or "handshake failure" in text
-    if https and (asked or (code == pycurl.E_GOT_NOTHING and not options.cert_file)):
+    if https and ("certificate required" in text or "handshake failure" in text):
+        return "auth", text, _CERTIFICATE_HINT
+    ended = code == pycurl.E_GOT_NOTHING or "unexpected eof" in text
+    if ended and https and not options.cert_file and not curl.getinfo(pycurl.RESPONSE_CODE):
         # Under TLS 1.3 the client is through with the handshake before the server looks at its
         # certificate: that none was given shows only as an end without an answer.
         return (
-            "auth",
+            "auth" if request.token is None else "reset",
             "the peer closed the connection without an answer, as one does that requires a client "
-            "certificate" + (f" ({text})" if asked else ""),
-            "give this peer cert_file and key_file, or a token if it takes tokens",
+            "certificate",
+            _CERTIFICATE_HINT,
         )
     if code == pycurl.E_COULDNT_RESOLVE_HOST:
         return "resolve", text, "check the name in the peer's url, and this node's name servers"
