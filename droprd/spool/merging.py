@@ -27,6 +27,7 @@ from droprd.errors import BadData, SpoolCorrupt
 from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.handle import Spool
+from droprd.spool.journalfile import left_behind
 from droprd.spool.lanes import LaneFiles
 from droprd.spool.layout import split_journal_name, split_outbox_blob_name
 from droprd.spool.senderlog import SenderLog
@@ -78,6 +79,7 @@ class Merger:
         self._journals: dict[str, _Journal] = {}
         self._ends: dict[str, int] = {}  # where broken journals validly end, by their successors
         self._is_first = True
+        self._knows_no_boots = True
         self._boots = BootOrder(sender_log.state.boots, spool.clock.boot_id())
         self.corrupt_bytes = 0
 
@@ -98,6 +100,9 @@ class Merger:
         if not sources:
             self._settle_boots()
             return result
+        if self._knows_no_boots:
+            self._boots.learn(self._boots_of(j) for j in sources)
+            self._knows_no_boots = False
         reads = [_Source(self, j, merged.get(j.name, FILE_HEADER_BYTES)) for j in sources]
         runs: list[tuple[int, int, int]] = []
         bad: list[tuple[str, int, Sequence[int]]] = []
@@ -152,6 +157,24 @@ class Merger:
             max(0, j.limit - merged.get(j.name, FILE_HEADER_BYTES)) for j in self._journals.values()
         )
 
+    def _boots_of(self, journal: _Journal) -> list[bytes]:
+        """The boots in which frames were put into what is not merged of a journal, in order."""
+        fs, limit = self._spool.fs, journal.limit
+        start = self._log.state.merged.get(journal.name, FILE_HEADER_BYTES)
+        boots: list[bytes] = []
+        for item in log.Walk(fs, journal.fd, journal.log_id, start, promised=limit, stop=limit):
+            if isinstance(item, log.Damage) or not item.frame:
+                continue
+            try:
+                boot_id = frame.peek(item.frame).boot_id
+            except BadData:
+                continue
+            if not boots or boots[-1] != boot_id:
+                boots.append(boot_id)
+            if boot_id == self._boots.own:
+                break  # nothing later can follow
+        return boots
+
     def _settle_boots(self) -> None:
         if self._boots.changed:
             self._log.add(["boots", self._boots.all()])
@@ -163,6 +186,9 @@ class Merger:
         fs, layout = self._spool.fs, self._spool.layout
         names = fs.listdir(layout.journals)
         fresh = [n for n in names if n not in self._journals and split_journal_name(n)]
+        if fresh:
+            # Where broken journals validly end, by what their makers' next ones say.
+            self._ends = left_behind(fs, layout)
         for name in fresh:
             self._open(name, now_ns)
         for journal in list(self._journals.values()):
@@ -200,11 +226,6 @@ class Merger:
             # Its maker may still write the header, so it is looked at again next time.
             fs.close(fd)
             return
-        first = log.read_entry(fs, fd, header.log_id, FILE_HEADER_BYTES)
-        if first is not None and first.note and not first.frame:
-            beside = entry.unpack_note(first.note)
-            if isinstance(beside, dict) and isinstance(beside.get("after"), str):
-                self._ends[beside["after"]] = int(beside["end"])
         self._journals[name] = _Journal(name, fd, header.log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
 
     def _try_finish(self, journal: _Journal) -> None:

@@ -262,12 +262,13 @@ class OutboxStore:
             if state.is_idle and state.tail.offset > FILE_HEADER_BYTES:
                 last = state.tail.segment + 1  # nothing waits: the newest one may go too
             upto = state.first_segment
+            is_going = True
             for segment in range(state.first_segment, last):
                 since_ns = self._settled_ns.setdefault((state.lane, segment), now_ns)
                 is_old = now_ns - since_ns >= self._retain_ns and not self.clock_parted
-                if not is_old and not (space_wanted and segment < state.tail.segment):
-                    break
-                upto = segment + 1
+                is_going &= is_old or (space_wanted and segment < state.tail.segment)
+                if is_going:
+                    upto = segment + 1
             if upto > state.first_segment:
                 doomed.append((state, upto))
         if not doomed:
