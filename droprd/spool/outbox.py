@@ -23,7 +23,7 @@ from droprd.core import frame
 from droprd.core.ask import MatchAnswer, MatchRequest
 from droprd.core.entry import FILE_HEADER_BYTES, Kind
 from droprd.core.outstate import LaneState, OutboxState, Pos
-from droprd.core.push import PUSH_BYTES_MAX, LaneAnswer
+from droprd.core.push import FRAMES_PER_PUSH_MAX, PUSH_BYTES_MAX, LaneAnswer
 from droprd.errors import BadData
 from droprd.model import Lane
 from droprd.spool import log
@@ -124,7 +124,12 @@ class OutboxStore:
 
     # -- pushing -------------------------------------------------------------------------------
 
-    def next_push(self, lane: Lane, bytes_max: int = PUSH_BYTES_MAX) -> Outgoing | None:
+    def next_push(
+        self,
+        lane: Lane,
+        bytes_max: int = PUSH_BYTES_MAX,
+        frames_max: int = FRAMES_PER_PUSH_MAX,
+    ) -> Outgoing | None:
         """What to push next on a lane, at least one frame if any waits; None if nothing does.
 
         The caller calls `release` when the request is over. One request of a lane at a time.
@@ -148,6 +153,7 @@ class OutboxStore:
             may_expire=not self.clock_parted,
             on_void=on_void,
             on_damage=partial(self._keep_damage, lane),
+            frames_max=frames_max,
         )
         if is_new:
             # If we stop here: the messages are voided, and their frames go out with holes later.
