@@ -7,7 +7,7 @@ import os
 import click
 
 from droprd.ctl.control import Control
-from droprd.ctl.session import EXIT_DONE, EXIT_PARTLY, Session, json_option
+from droprd.ctl.session import EXIT_DONE, EXIT_PARTLY, RELOAD_TIMEOUT_S, Session, json_option
 from droprd.spool.fsops import OsFs
 from droprd.spool.layout import Layout
 
@@ -21,7 +21,7 @@ STOP_WAIT_S = 30.0
 def reload(session: Session) -> None:
     """Let the daemon read its configuration again. A faulty one is reported, the old one stays."""
     with Control(session.node().socket, session.timeout_s) as control:
-        answer = control.call("reload") or {}
+        answer = control.call("reload", timeout_s=session.timeout_of(RELOAD_TIMEOUT_S)) or {}
     session.result(answer, "the daemon has read its configuration")
 
 
@@ -44,7 +44,7 @@ def stop(session: Session) -> int:
     node = session.node()
     with Control(node.socket, session.timeout_s) as control:
         control.call("stop")
-        wait_s = STOP_WAIT_S if session.timeout_given_s is None else session.timeout_given_s
+        wait_s = session.timeout_of(STOP_WAIT_S)
         gone = control.wait_closed(wait_s) and _lock_is_free(node.spool, wait_s)
     session.result(
         {"state": "stopped" if gone else "stopping"},

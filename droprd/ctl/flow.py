@@ -32,6 +32,7 @@ from droprd.settings.units import format_duration
 from droprd.spool.clock import SystemClock
 from droprd.spool.state import Pause, Wishes
 
+CHANGE_TIMEOUT_S = 16.0  # a drain waits for the calls of send() that are under way
 DRAIN_LOOK_INTERVAL_S = 0.2
 
 
@@ -56,7 +57,7 @@ def _change(
     node = session.node()
     try:
         with Control(node.socket, session.timeout_s) as control:
-            control.call(method, params)
+            control.call(method, params, session.timeout_of(CHANGE_TIMEOUT_S))
             return True
     except NotAnswering as error:
         if error.code != "no_daemon":
@@ -92,12 +93,13 @@ def pause(session: Session, target: str, for_s: float | None, reason: str, recei
             raise click.UsageError("--receiving is for the whole node: give no TARGET")
     clock = SystemClock()
     lasting_ns = None if for_s is None else round(for_s * 1e9)
+    now_ns = clock.wall_ns()
     wish = Pause(
         who=_who(),
         reason=reason,
         receiving=receiving,
-        since_wall_ns=clock.wall_ns(),
-        until_wall_ns=None if lasting_ns is None else clock.wall_ns() + lasting_ns,
+        since_wall_ns=now_ns,
+        until_wall_ns=None if lasting_ns is None else now_ns + lasting_ns,
         until_boot_ns=None if lasting_ns is None else clock.boot_ns() + lasting_ns,
         boot=clock.boot_id(),
     )

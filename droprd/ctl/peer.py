@@ -17,6 +17,7 @@ import secrets
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -24,12 +25,13 @@ import click
 from droprd.ctl.control import Control
 from droprd.ctl.files import sync_dir, toml_table, write_new
 from droprd.ctl.offline import as_daemon, publish, stopped_status
-from droprd.ctl.session import EXIT_NO_DAEMON, Session, json_option
+from droprd.ctl.session import EXIT_NO_DAEMON, RELOAD_TIMEOUT_S, Session, json_option
 from droprd.errors import ConfigError, DroprdError, NotAnswering, UnknownPeer
 from droprd.model import check_name
 from droprd.settings.addresses import check_url
 
 TOKEN_BYTES = 32
+RESET_TIMEOUT_S = 125.0  # it merges all journals first
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}\Z")
 
 
@@ -54,7 +56,7 @@ def _apply(session: Session) -> bool:
             raise
     else:
         with control:
-            control.call("reload")
+            control.call("reload", timeout_s=session.timeout_of(RELOAD_TIMEOUT_S))
         return True
     from droprd.settings.loading import load  # pydantic: 0.2 s
 
@@ -64,10 +66,25 @@ def _apply(session: Session) -> bool:
     return False
 
 
-def _read_tables(session: Session) -> dict[str, str]:
-    """Which file every configured peer stands in."""
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a file says of a peer, unchecked: enough to list it and to know where it stands."""
+
+    path: str
+    alone: bool
+    table: Mapping[str, Any]
+
+    @property
+    def urls(self) -> list[str]:
+        urls = self.table.get("urls", ())
+        found = [self.table.get("url"), *(urls if isinstance(urls, list) else ())]
+        return [url for url in found if isinstance(url, str) and url]
+
+
+def _read_tables(session: Session) -> dict[str, _Written]:
+    """Every peer that stands in the main file or in peers.d. Raises: ConfigError."""
     main = session.node().config_file
-    found: dict[str, str] = {}
+    found: dict[str, _Written] = {}
     beside = os.path.join(_base(session), "peers.d")
     names = sorted(os.listdir(beside)) if os.path.isdir(beside) else []
     files = [os.path.join(beside, n) for n in names if n.endswith(".toml") and n[0] != "."]
@@ -79,8 +96,9 @@ def _read_tables(session: Session) -> dict[str, str]:
             raise ConfigError(
                 f"{path} cannot be read", why=str(error), hint="run `droprctl config check`"
             ) from None
-        for name in tables if isinstance(tables, Mapping) else ():
-            found.setdefault(name, path)
+        for name, table in tables.items() if isinstance(tables, Mapping) else ():
+            if isinstance(table, Mapping):
+                found.setdefault(name, _Written(path, len(tables) == 1, table))
     return found
 
 
@@ -128,7 +146,7 @@ def add(session: Session, name: str, url: str, token_file: str | None, plain: bo
     if name in known:
         raise DroprdError(
             f"there is a peer {name!r} already",
-            why=f"it stands in {known[name]}",
+            why=f"it stands in {known[name].path}",
             hint=f"remove it first: droprctl peer remove {name}",
             code="peer_exists",
         )
@@ -191,30 +209,18 @@ def _add_files(session: Session, name: str, url: str, token: str, plain: bool) -
 @click.pass_obj
 def list_(session: Session) -> int:
     """List the peers and how they are. Exit 3 if no daemon runs."""
-    from droprd.settings.loading import load
-
-    settings = load(session.node().config_file)
     try:
         with Control(session.node().socket, session.timeout_s) as control:
-            status, code = control.call("status"), 0
+            state, code = control.server.get("state", "running"), 0
+            peers = control.call("list_peers")["peers"]
     except NotAnswering as error:
         if error.code != "no_daemon":
             raise
-        status, code = stopped_status(session.node(), ""), EXIT_NO_DAEMON
-    rows = []
-    for name in sorted({*settings.peers, *status["peers"]}):
-        configured = settings.peers.get(name)
-        about = status["peers"].get(name, {})
-        row = {
-            "name": name,
-            "urls": list(configured.addresses) if configured else [],
-            "channels": list(configured.channels) if configured else [],
-            "state": about.get("state", "unknown") if configured else "unconfigured",
-            "queued": about.get("queued", 0),
-        }
-        rows.append(row)
+        state, code = "stopped", EXIT_NO_DAEMON
+        peers = _peers_of_files(session)
+    rows = [{"name": name, **about} for name, about in peers.items()]
     if session.as_json:
-        session.emit({"state": status["state"], "peers": rows})
+        session.emit({"state": state, "peers": rows})
         return code
     from droprd.ctl.drawing import table
 
@@ -226,6 +232,21 @@ def list_(session: Session) -> int:
     if code:
         session.say("the daemon is stopped")
     return code
+
+
+def _peers_of_files(session: Session) -> dict[str, dict[str, Any]]:
+    written = _read_tables(session)
+    known = stopped_status(session.node(), "")["peers"]
+    unknown = {"state": "unknown", "queued": 0}
+    return {
+        name: {
+            "urls": written[name].urls if name in written else [],
+            "channels": written[name].table.get("channels", []) if name in written else [],
+            "state": known.get(name, unknown)["state"] if name in written else "unconfigured",
+            "queued": known.get(name, unknown)["queued"],
+        }
+        for name in sorted({*written, *known})
+    }
 
 
 @peer.command()
@@ -244,12 +265,10 @@ def remove(session: Session, name: str) -> None:
         )
     base = _base(session)
     table_path = os.path.join(base, "peers.d", f"{name}.toml")
-    with open(known[name], "rb") as file:
-        alone = set(tomllib.load(file).get("peers", {})) == {name}
-    if known[name] != table_path or not alone:
+    if known[name].path != table_path or not known[name].alone:
         raise DroprdError(
             f"peer {name!r} is not removed",
-            why=f"it stands in {known[name]}, which was written by hand",
+            why=f"it stands in {known[name].path}, which was written by hand",
             hint=f"take [peers.{name}] out of it, then: droprctl reload",
             code="written_by_hand",
         )
@@ -280,7 +299,10 @@ def reset(session: Session, name: str, replay: bool, go_on: bool) -> None:
         raise click.UsageError("say which: --replay or --continue")
     mode = "replay" if replay else "continue"
     with Control(session.node().socket, session.timeout_s) as control:
-        answer = control.call("peer_reset", {"peer": name, "mode": mode})
+        answer: Mapping[str, Any] = control.call(
+            "peer_reset", {"peer": name, "mode": mode}, session.timeout_of(RESET_TIMEOUT_S)
+        )
+    answer = answer or {}
     session.result({"peer": name, "mode": mode, **answer}, f"peer {name} reset ({mode})")
     for line in answer.get("report", ()) if not session.as_json else ():
         print(line)

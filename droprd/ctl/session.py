@@ -28,6 +28,7 @@ EXIT_PARTLY = 4
 EXIT_INTERRUPTED = 130
 
 TIMEOUT_S = 5.0
+RELOAD_TIMEOUT_S = 45.0  # the configuration is checked by a new process
 SCHEMA = 1  # of every JSON document
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -35,7 +36,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def exit_code(error: DroprdError) -> int:
     """The exit code that tells of `error`."""
-    if isinstance(error, NotAnswering):
+    if isinstance(error, NotAnswering) or error.code == "timeout":
         return EXIT_NO_DAEMON
     if isinstance(error, UsageError | InvalidName):
         return EXIT_USAGE
@@ -56,6 +57,10 @@ class Session:
     def timeout_s(self) -> float:
         """How long one call of the daemon may take."""
         return TIMEOUT_S if self.timeout_given_s is None else self.timeout_given_s
+
+    def timeout_of(self, usual_s: float) -> float:
+        """The same for a call that usually may take `usual_s`, unless --timeout is given."""
+        return usual_s if self.timeout_given_s is None else self.timeout_given_s
 
     def node(self) -> Node:
         """The node that is meant. Raises: ConfigError."""

@@ -1,0 +1,93 @@
+"""Without a daemon, droprctl says what the files say, and changes what it may."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgpack
+
+from droprd.settings.published import Published
+from droprd.spool import state
+from droprd.spool.fsops import OsFs
+from droprd.spool.layout import Layout
+
+from .conftest import Call
+
+
+def _layout(node: Path) -> Layout:
+    return Layout(str(node / "spool"))
+
+
+def test_status_comes_from_the_files_and_exits_3(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    gauges = {
+        "peers": {
+            "berlin": {
+                "state": "throttled",
+                "queued": 7,
+                "bytes": 700,
+                "oldest_age_s": 60,
+                "last_error": "connection refused\x1b[31m",
+                "next_try_s": 5,
+            }
+        },
+        "dead": 2,
+        "unmerged_bytes": 0,
+    }
+    Path(_layout(node).gauges("sender")).write_bytes(msgpack.packb(gauges))
+    Path(_layout(node).gauges("janitor")).write_bytes(b"\xc1 damaged")
+    shown = droprctl("-C", node, "status", "--json")
+    assert shown.code == 3
+    document = shown.json
+    assert (document["schema"], document["node"], document["state"]) == (1, "hamburg", "stopped")
+    assert document["peers"]["berlin"]["queued"] == 7
+    assert document["peers"]["berlin"]["next_try_s"] is None
+    assert document["dead_letters"] == 2
+    assert document["spool"]["free_bytes"] > 0
+    plain = droprctl("-C", node, "status")
+    assert plain.code == 3
+    assert "\x1b" not in plain.out
+    assert "connection refused" in plain.out
+    one = droprctl("-C", node, "status", "berlin", "--json")
+    assert list(one.json["peers"]) == ["berlin"]
+    assert droprctl("-C", node, "status", "rome", "--json").error["code"] == "unknown_peer"
+
+
+def test_why_and_health_say_that_the_daemon_is_stopped(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    why = droprctl("-C", node, "why", "berlin", "--json")
+    assert why.code == 3
+    assert "stopped" in why.json["cause"]
+    assert droprctl("-C", node, "why", "rome").code == 1
+    health = droprctl("-C", node, "health", "--json")
+    assert (health.code, health.json["verdict"]) == (3, "critical")
+
+
+def test_a_pause_is_a_fact_on_disk(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    paused = droprctl(
+        "-C", node, "pause", "berlin/sites", "--for", "2h", "--reason", "moving", "--json"
+    )
+    assert (paused.code, paused.json["for_s"]) == (0, 7200)
+    wish = state.read_wishes(OsFs(), _layout(node)).pauses["berlin/sites"]
+    assert wish.reason == "moving"
+    assert wish.until_wall_ns is not None
+    assert wish.until_wall_ns - wish.since_wall_ns == 7200 * 10**9
+    assert "berlin/sites" in Published(_layout(node).public).get().paused
+    assert droprctl("-C", node, "status", "--json").json["paused"]["berlin/sites"]["who"]
+    assert droprctl("-C", node, "resume", "berlin").code == 0
+    assert not state.read_wishes(OsFs(), _layout(node)).pauses
+    assert not Published(_layout(node).public).get().paused
+
+
+def test_a_drain_is_recorded_and_judged_by_what_is_left(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    empty = droprctl("-C", node, "drain", "berlin", "--json")
+    assert (empty.code, empty.json["left"]) == (0, 0)
+    assert Published(_layout(node).public).get().draining_target("berlin", "x", 5) == "berlin"
+    gauges = {"peers": {"berlin": {"queued": 7}}, "unmerged_bytes": 0}
+    Path(_layout(node).gauges("sender")).write_bytes(msgpack.packb(gauges))
+    left = droprctl("-C", node, "drain", "berlin", "--json")
+    assert (left.code, left.json["left"]) == (3, 7)
+    droprctl("-C", node, "resume")
+    assert not Published(_layout(node).public).get().draining
