@@ -20,6 +20,7 @@ from droprd.core.push import NO_ASIDE, LanePush
 from droprd.errors import BadData
 from droprd.model import Void, is_message_id
 
+_FLAGS_AT = 5  # in a frame
 OWN_ID_KEY, TYPE_KEY, HEADERS_KEY, SHA256_KEY = "i", "t", "h", "d"
 
 
@@ -37,9 +38,9 @@ def read_lane(lane: LanePush, part: memoryview) -> list[Incoming]:
     at = 0
     for index in range(lane.frames):
         head = entries.parse_entry(part, at, None, None)
-        if head is None or not head.frame_bytes:
-            raise BadData(f"entry {index} of {lane.channel} is damaged or brings no frame")
-        frame_at = at + ENTRY_BYTES + head.note_bytes
+        if head is None or head.note_bytes or not head.frame_bytes:
+            raise BadData(f"entry {index} of {lane.channel} is damaged or is no frame alone")
+        frame_at = at + ENTRY_BYTES
         at = frame_at + head.frame_bytes
         if at > len(part):
             raise BadData(f"entry {index} of {lane.channel} is cut short")
@@ -96,3 +97,25 @@ def blob_sha256(frame: Frame) -> bytes:
     if not isinstance(digest, bytes) or len(digest) != 32:
         raise BadData("a blob frame names no SHA-256")
     return digest
+
+
+def blob_frames(lane: LanePush, part: memoryview) -> list[Frame]:
+    """The blob frames of one lane's part whose body is wanted, found without looking at others.
+
+    Raises: BadData for a damaged one; other damage is left to `read_lane`.
+    """
+    found = []
+    at = 0
+    for index in range(lane.frames):
+        size = entries.entry_bytes(part, at)
+        head_at = at + ENTRY_BYTES
+        if size is None or at + size > len(part):
+            break
+        if (
+            part[head_at + _FLAGS_AT] & frames.FLAG_BLOB
+            and not lane.asides.get(index, NO_ASIDE).voids
+        ):
+            found.append(frames.parse(part[head_at : at + size]))
+            blob_sha256(found[-1])
+        at += size
+    return found

@@ -1,0 +1,391 @@
+"""The receiver's side of the inbox: pushes in, synced heads out.
+
+Owns the inbox as its one writer: `droprd.spool.channelog` (segments), `headlog` (lanes.log) and
+`arrivals` (blobs) are its parts. Synchronous; files, clock and randomness are arguments.
+
+    pending = store.push(peer, push, parts)     checked and taken into memory, or BadData
+    batch = store.begin()                       all that waits; None if nothing does
+    store.write(batch)                          all disk work; may run in another thread
+    channels = store.finish(batch)              heads go on; ring the bells of these channels
+    answers = store.answer(pending)             speaks only of what is synced
+
+`commit()` is begin, write and finish in one. Between `begin` and `finish` only `push`, `admit` and
+the pieces of blobs may be used.
+
+Guarantees: a lane takes only frames that continue its head, each once; a push that cannot be read
+changes nothing; one lane's conflict never undoes another's frames; nothing is answered, in a
+conflict or a match either, that a power cut could take back. A conflict with frames that are not
+synced yet is answered after their sync (`Pending.waits`).
+
+What a crash leaves is described in the parts. After a failed write or sync the store is *broken*
+and raises: the process must end, a new one recovers. A full disk (ENOSPC, EDQUOT) only cuts back
+the frames that did not fit.
+
+Raises OSError, LogBroken, SpoolCorrupt; BadData for what a peer sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from droprd.core import match
+from droprd.core.ask import MatchAnswer, MatchRequest
+from droprd.core.frame import Frame
+from droprd.core.push import LaneAnswer, Push
+from droprd.model import GENESIS, Clock, Head, LaneKey
+from droprd.spool import log
+from droprd.spool.arrivals import Arrivals
+from droprd.spool.channelog import Staged, Stream
+from droprd.spool.fsops import Fs
+from droprd.spool.headlog import HeadLog, Lane, StreamKey
+from droprd.spool.judging import Judge, Limits, PendingLane
+from droprd.spool.layout import Layout, segment_number
+from droprd.spool.room import Room
+
+REFUSED_RETRY_S = 30
+
+
+class Damaged(NamedTuple):
+    """What a start found damaged: it lies in corrupt/."""
+
+    path: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Pending:
+    """A push that was taken, and waits for its answer.
+
+    Attributes:
+        waits: it must not be answered before the next commit is finished.
+    """
+
+    lanes: list[PendingLane]
+    waits: bool = False
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit brings to stable storage."""
+
+    streams: list[tuple[Stream, list[Staged]]]
+    refused: list[Staged]
+    failed: set[Stream] = field(default_factory=set)
+
+    @property
+    def frame_bytes(self) -> int:
+        return sum(one.frame_bytes for _, staged in self.streams for one in staged)
+
+
+class Report(NamedTuple):
+    """What opening the store found."""
+
+    damage: list[Damaged]
+    lost_messages: int
+
+
+class ReceiverStore:
+    """The inbox, as its one writer sees it."""
+
+    def __init__(
+        self,
+        fs: Fs,
+        clock: Clock,
+        urandom: Callable[[int], bytes],
+        layout: Layout,
+        spool_id: bytes,
+        limits: Limits,
+    ) -> None:
+        """Recover what is there. Raises: OSError, BadData."""
+        self.fs = fs
+        self.layout = layout
+        self.limits = limits
+        self.received = 0
+        self._clock = clock
+        self._urandom = urandom
+        self._spool_id = spool_id
+        self._heads = HeadLog(fs, layout, clock, urandom, spool_id, limits.match_frames)
+        self._streams: dict[StreamKey, Stream] = {}
+        self._staged: dict[Stream, list[Staged]] = {}
+        self._refused: list[Staged] = []
+        self._in_flight: Batch | None = None
+        self._broken: BaseException | None = None
+        self._room = Room(fs, layout)
+        self.blobs = Arrivals(fs, layout)
+        self.report = self._open()
+        self._judge = Judge(self._heads.memory.lanes, self.blobs)
+        self.recount()
+
+    def _open(self) -> Report:
+        damage: list[Damaged] = []
+        lost = 0
+        path = self.layout.inbox_lanes_log
+        damage += [Damaged(path, d.start, d.end) for d in self._heads.open(self._set_aside)]
+        channels = self.layout.channels
+        for channel in self.fs.listdir(channels):
+            for priority in self.fs.listdir(f"{channels}/{channel}"):
+                stream = self._stream((channel, int(priority)))
+                found, gone = stream.open(self._set_aside)
+                where = self.layout.stream(channel, int(priority))
+                damage += [Damaged(where, d.start, d.end) for d in found]
+                lost += gone
+            self.fs.sync_dir(f"{channels}/{channel}", "receiver.recover_dir")
+        self.fs.sync_dir(channels, "receiver.recover_dir")
+        return Report(damage, lost)
+
+    def _set_aside(self, path: str, offset: int, data: bytes) -> None:
+        """Copy bytes that cannot be read to corrupt/, before they are cut or passed over."""
+        name = path[len(self.layout.root) + 1 :].replace("/", "~")
+        target = f"{self.layout.corrupt}/{name}-{offset}-{self._urandom(4).hex()}"
+        fd = self.fs.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            self.fs.write_at(fd, [data], 0)
+            self.fs.sync(fd, "receiver.set_aside")
+        finally:
+            self.fs.close(fd)
+        self.fs.sync_dir(self.layout.corrupt, "receiver.set_aside")
+
+    def _stream(self, key: StreamKey) -> Stream:
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = Stream(
+                self.fs,
+                self.layout,
+                self._clock,
+                self._urandom,
+                self._spool_id,
+                self._heads,
+                key,
+            )
+        return stream
+
+    # -- what it knows ---------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes are known."""
+        return len(self._heads.memory.lanes)
+
+    def head(self, key: LaneKey) -> Head:
+        """The synced head of a lane."""
+        lane = self._heads.memory.lanes.get(key)
+        return GENESIS if lane is None else lane.synced
+
+    # -- pushes ----------------------------------------------------------------------------------
+
+    def push(self, peer: str, push: Push, parts: Sequence[memoryview]) -> Pending:
+        """Judge a push and take what continues its lanes. Raises: BadData (nothing was taken)."""
+        self._check_usable()
+        lanes = self._judge.judge(peer, push, parts, self.limits)
+        waits = False
+        for pending in lanes:
+            lane = pending.lane
+            if pending.staged:
+                assert lane is not None
+                lane.head = pending.staged[-1].after
+                self._heads.memory.lanes.setdefault(lane.key, lane)
+                if pending.outside:
+                    self._refused += pending.staged
+                else:
+                    stream = self._stream((lane.key.channel, lane.key.priority))
+                    self._staged.setdefault(stream, []).extend(pending.staged)
+            if lane is not None and lane.head != lane.synced:
+                waits = True
+        return Pending(lanes, waits)
+
+    def wanted_blobs(self, peer: str, push: Push, parts: Sequence[memoryview]) -> list[Frame]:
+        """The blob frames of a push, for `blobs.missing`, which may read large files, to be asked
+        before `push` in a thread of its own. Raises: BadData."""
+        return self._judge.wanted_blobs(peer, push, parts, self.limits)
+
+    def answer(self, pending: Pending) -> tuple[LaneAnswer, ...]:
+        """The answers to a push, after the commit it waits for is finished."""
+        return tuple(self._answer(one) for one in pending.lanes)
+
+    def _answer(self, one: PendingLane) -> LaneAnswer:
+        synced = GENESIS if one.lane is None else one.lane.synced
+        if one.failed:
+            return LaneAnswer(
+                synced, "refused", reason="the disk is full", retry_after_s=REFUSED_RETRY_S
+            )
+        if one.verdict == "ok":
+            head = one.staged[-1].after if one.staged else one.expected
+            return LaneAnswer(head, "ok", refusals=one.refusals)
+        return LaneAnswer(
+            synced,
+            one.verdict,
+            one.need,
+            reason=one.reason,
+            retry_after_s=REFUSED_RETRY_S if one.verdict == "refused" else None,
+        )
+
+    # -- commit ----------------------------------------------------------------------------------
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether frames wait for a commit."""
+        return bool(self._staged or self._refused)
+
+    def begin(self) -> Batch | None:
+        """Take all that waits, to be written; None if nothing does."""
+        self._check_usable()
+        if self._in_flight is not None:
+            raise RuntimeError("a commit is under way")
+        if not self.has_staged:
+            return None
+        self._in_flight = Batch(list(self._staged.items()), self._refused)
+        self._staged, self._refused = {}, []
+        return self._in_flight
+
+    def write(self, batch: Batch) -> None:
+        """Bring a batch to stable storage. Raises OSError, LogBroken: the store is then broken."""
+        try:
+            for stream, staged in batch.streams:
+                try:
+                    stream.write(staged, self.limits.segment_bytes_max)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    stream.cut_back()
+                    batch.failed.add(stream)
+            for stream, _ in batch.streams:
+                if stream not in batch.failed:
+                    stream.sync()
+            if batch.refused:
+                self._write_refused(batch.refused)
+            if self._heads.wants_checkpoint:
+                self._heads.sync("lanes.checkpoint")
+                self._heads.checkpoint(self._segment_exists)
+        except BaseException as error:
+            self._broken = error
+            raise
+
+    def _write_refused(self, refused: list[Staged]) -> None:
+        """Frames none of which may be stored: their ids and the reasons go to lanes.log."""
+        runs: dict[Lane, match.Run] = {}
+        for one in refused:
+            lane = one.lane
+            run = runs.get(lane)
+            if run is None:
+                stream = self._streams.get((lane.key.channel, lane.key.priority))
+                if stream is not None:
+                    stream.cover_now()  # runs stand in lanes.log in the order of their numbers
+                run = runs[lane] = match.Run(one.before, one.before, bytearray())
+            run.add(one.frame_id, one.count, one.after)
+            run.voids += [
+                match.NumberedVoid(one.before.number + (index or 0), one.frame_id, index, reason)
+                for index, reason in one.voids
+            ]
+        self._heads.remember(runs.items())
+        self._heads.sync("lanes.refuse")
+
+    def finish(self, batch: Batch) -> frozenset[str]:
+        """Let the heads go on. Returns the channels that got something."""
+        self._check_usable()
+        channels = set()
+        for stream, staged in batch.streams:
+            if stream in batch.failed:
+                self._roll_back(stream, staged)
+                continue
+            stream.stored(staged)
+            channels.add(stream.key[0])
+            for one in staged:
+                one.lane.synced = one.after
+                self.received += one.count
+                self._room.grow(one.lane.key.peer, one.frame_bytes)
+        for one in batch.refused:
+            one.lane.synced = one.after
+        self._in_flight = None
+        return frozenset(channels)
+
+    def commit(self) -> frozenset[str]:
+        """Bring all that waits to stable storage. Returns the channels that got something."""
+        batch = self.begin()
+        if batch is None:
+            return frozenset()
+        self.write(batch)
+        return self.finish(batch)
+
+    def _roll_back(self, stream: Stream, staged: list[Staged]) -> None:
+        """Frames that found no room, and those taken behind them since, were never here."""
+        lanes = {one.lane for one in staged}
+        later = self._staged.pop(stream, [])
+        for one in staged + [one for one in later if one.lane in lanes]:
+            one.part.failed = True
+        for lane in lanes:
+            lane.head = lane.synced
+            if lane.synced == GENESIS:
+                del self._heads.memory.lanes[lane.key]
+        rest = [one for one in later if one.lane not in lanes]
+        if rest:
+            self._staged[stream] = rest
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise log.LogBroken("the inbox took a failed write", why=str(self._broken))
+
+    def close(self) -> None:
+        """Commit, note how far lanes.log covers the segments, and close all files."""
+        self.commit()
+        for stream in self._streams.values():
+            stream.close()
+        self._heads.sync("lanes.close")
+        self._heads.close()
+
+    # -- match -----------------------------------------------------------------------------------
+
+    def match(self, peer: str, request: MatchRequest) -> MatchAnswer:
+        """Answer a match; not while a commit is under way."""
+        self._check_usable()
+        key = LaneKey(peer, request.spool_id, request.channel, request.priority)
+        lane = self._heads.memory.lanes.get(key)
+        if lane is None:
+            return match.answer(request, GENESIS, 0, ())
+        stream = self._streams.get((request.channel, request.priority))
+        recent = [] if stream is None else stream.runs_of(lane)
+
+        def runs() -> Iterator[match.Run]:
+            yield from recent
+            yield from self._heads.runs_back(lane)
+
+        return match.answer(request, lane.synced, lane.floor, runs())
+
+    # -- room ------------------------------------------------------------------------------------
+
+    def no_room(self, peer: str, length: int) -> str:
+        """Why a request of `length` bytes must be refused by its head, or an empty text."""
+        return self._room.lacks(peer, length, self.limits)
+
+    def recount(self) -> None:
+        """Count the bytes of the inbox afresh. Not while a commit is under way.
+
+        Costs a look at the name of each segment and, where there are quotas, at each blob.
+        """
+        parts: list[Mapping[str, int]] = []
+        for key, segments in self._heads.memory.bytes_by_peer.items():
+            stream = self._streams.get(key)
+            newest = 0 if stream is None else stream.segment
+            there = self._segments_of(key)
+            for number in [n for n in segments if n not in there and n != newest]:
+                del segments[number]
+            parts += [of_peers for number, of_peers in segments.items() if number != newest]
+        parts += [stream.bytes_by_peer for stream in self._streams.values()]
+        limits = self.limits
+        if limits.quota_bytes or any(peer.quota_bytes for peer in limits.peers.values()):
+            parts.append(self.blobs.bytes_by_peer())
+        self._room.count(parts)
+
+    def _segments_of(self, key: StreamKey) -> set[int]:
+        try:
+            names = self.fs.listdir(self.layout.stream(*key))
+        except FileNotFoundError:
+            return set()
+        return {number for number in map(segment_number, names) if number is not None}
+
+    def _segment_exists(self, key: StreamKey, number: int) -> bool:
+        return self.fs.stat(self.layout.inbox_segment(*key, number)) is not None
