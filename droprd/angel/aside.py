@@ -60,7 +60,7 @@ class Aside:
             done(error)
             self._next()
 
-        self._loop.on_end(os.pidfd_open(pid), ended)
+        self._loop.on_end(pid, ended)
 
     def _child(self, work: Callable[[], None], into: int) -> None:
         code = 1

@@ -58,7 +58,7 @@ def read_settings(loop: Loop, config: str, done: Done) -> None:
 
     timer = loop.later(TIMEOUT_S, child.kill)
     loop.watch(out, readable)
-    loop.on_end(os.pidfd_open(child.pid), ended)
+    loop.on_end(child.pid, ended)
 
 
 def _answer(data: bytes, config: str, code: int) -> Settings | ConfigError:

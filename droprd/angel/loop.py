@@ -46,6 +46,7 @@ class Loop:
         self._timers: list[Timer] = []
         self._numbers = itertools.count()
         self._signals: dict[int, Callback] = {}
+        self._children: set[int] = set()
         self._signal_in, self._signal_out = socket.socketpair()
         for end in (self._signal_in, self._signal_out):
             end.setblocking(False)
@@ -87,30 +88,36 @@ class Loop:
         self._signals[number] = callback
         signal.signal(number, lambda *_: None)
 
-    def on_end(self, pidfd: int, callback: Callable[[int], None]) -> None:
-        """Call with the code (-N: died by signal N) when the child behind `pidfd` has ended.
+    def on_end(self, pid: int, callback: Callable[[int], None]) -> int:
+        """Call with the code (-N: died by signal N) when our child `pid` has ended.
 
-        The child is waited for and `pidfd` closed by then.
+        Returns its pidfd, to signal it with. It is waited for, and the pidfd closed, by then.
         """
+        pidfd = os.pidfd_open(pid)
+        self._children.add(pid)
 
         def readable() -> None:
-            try:
-                ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                ended = None
-            else:
-                if ended is None:
-                    return
+            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            if ended is None:
+                return
             self.forget(pidfd)
             os.close(pidfd)
-            if ended is None:
-                callback(1)
-            elif ended.si_code == os.CLD_EXITED:
-                callback(ended.si_status)
-            else:
-                callback(-ended.si_status)
+            self._children.discard(pid)
+            died = ended.si_code != os.CLD_EXITED
+            callback(-ended.si_status if died else ended.si_status)
 
         self.watch(pidfd, readable)
+        return pidfd
+
+    def reap_strangers(self) -> None:
+        """Wait for ended children that are none of ours: process 1 inherits all orphans."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                # One of ours is left to its own callback; strangers behind it to the next call.
+                if ended is None or ended.si_pid in self._children:
+                    return
+                os.waitpid(ended.si_pid, 0)
 
     def run(self, until: Callable[[], bool]) -> None:
         """Wait and call until `until` holds."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -291,14 +290,13 @@ class Worker:
             return
         theirs.close()
         self.pid = child.pid
-        self._pidfd = os.pidfd_open(child.pid)
         self._beat_at = self._memory_at = self._loop.now()
 
         def ended(code: int) -> None:
             child.returncode = code  # so that Popen knows it was waited for
             self._ended(code)
 
-        self._loop.on_end(self._pidfd, ended)
+        self._pidfd = self._loop.on_end(child.pid, ended)
         decoder = rpc.Decoder(rpc.ANSWER_BYTES_MAX, items_max=1 << 16)
         self._stream = Stream(self._loop, ours, decoder, self._received, self._link_closed)
         self._next_id += 1

@@ -82,63 +82,6 @@ def write_public(fs: Fs, layout: Layout, values: Mapping[str, Any]) -> None:
     replace_file(fs, layout.public, pack(values), "state.public", PUBLIC_MODE)
 
 
-def public_values(
-    settings: Mapping[str, Any],
-    spool_id: bytes,
-    wishes: Wishes,
-    *,
-    reserve_bytes: int,
-    full: Mapping[str, str | None] | None = None,
-) -> dict[str, Any]:
-    """What state/public has to say.
-
-    `settings` is Settings.to_dict(); `full` names why "outbox" or "inbox" take nothing more.
-    """
-    node = settings["node"]
-
-    def largest(peer: Mapping[str, Any]) -> int:
-        own: int = peer["max_message_bytes"]
-        limit: int = node["max_message_bytes"]
-        return min(own, limit) if own else limit
-
-    return {
-        "schema": SCHEMA,
-        "node": node["name"],
-        "spool_id": spool_id,
-        "peers": {
-            name: {
-                "channels": list(peer["channels"]) or None,
-                "max_message_bytes": largest(peer),
-                "unconfigured": False,
-            }
-            for name, peer in settings["peers"].items()
-        },
-        "limits": {
-            "max_message_bytes": node["max_message_bytes"],
-            "outbox_quota_bytes": settings["outbox"]["quota_bytes"],
-            "inbox_quota_bytes": settings["inbox"]["quota_bytes"],
-            "reserve_bytes": reserve_bytes,
-        },
-        "draining": sorted(wishes.drains),
-        "paused": wishes.paused(),
-        "full": {"outbox": None, "inbox": None, **(full or {})},
-        "channels": {
-            name: {"max_attempts": one["max_attempts"], "ordered": one["ordered"]}
-            for name, one in settings["channels"].items()
-        },
-    }
-
-
-def with_wishes(public: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    """state/public after `wishes` changed, for a command that is the daemon for a moment."""
-    return {**public, "draining": sorted(wishes.drains), "paused": wishes.paused()}
-
-
-def reserve_bytes(total_bytes: int) -> int:
-    """What stays free on a file system of this size: 5 %, at least 1 MiB, at most 1 GiB."""
-    return min(max(total_bytes // 20, MIB), 1024 * MIB)
-
-
 # -- gauges --------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,14 @@ class Context:
             self._send_gauges()
 
     def on(self, command: str, handler: Handler) -> None:
-        """Let `handler` answer the angel's `command` (retry, pause, resume, peer_reset, reload).
+        """Let `handler` answer the angel's `command`; its parameters are a map.
+
+            pause, resume, drain    {target, paused: {target: …}, draining: [target …]}: what an
+                                    operator did just now, and all that is in force then; `facts`
+                                    has the last two already
+            retry                   {peer}
+            peer_reset              {peer, mode: "replay" | "continue"}
+            reload                  {settings, changed: [section …]}; `settings` is renewed already
 
         What it returns is the result; a DroprdError it raises is the answer's error. Without a
         handler for `reload` the angel starts the worker afresh with the new settings.
@@ -215,6 +222,9 @@ class Context:
             if request.method == "reload":
                 self.settings = Settings.from_dict(request.params["settings"])
                 logs.set_up(self.name, level=self.settings.log.level, form=self.settings.log.format)
+            self.facts.update(
+                {k: v for k, v in request.params.items() if k in ("paused", "draining")}
+            )
             handler = self._handlers.get(request.method)
             if handler is None:
                 raise DroprdError(

@@ -58,7 +58,7 @@ def test_the_gauges_of_all_workers_are_put_together() -> None:
     assert status["receiver"]["full"] is True
 
 
-@pytest.mark.parametrize("rubbish", [None, 1, "x", [1], {"peers": 5, "channels": [], "dead": "x"}])
+@pytest.mark.parametrize("rubbish", [None, 1, "x", [1], {"peers": 5, "dead": "x", "problems": 3}])
 def test_gauges_of_another_form_are_left_out(rubbish: Any) -> None:
     status = document(gauges={"sender": rubbish, "receiver": rubbish, "janitor": rubbish})
     assert status["peers"]["berlin"]["state"] == "unknown"
