@@ -5,8 +5,8 @@ before the note only: a frame that became visible later, though stamped before, 
 that had not returned at the note, so nothing promises its place before those taken now.
 
 Frames of earlier boots come first, whatever their clock says, in the order of boots known to
-`sender.log`; boots met for the first time (no daemon ran in them) follow those, in the order in
-which journals show them. Our own boot is last. Each journal keeps its own order always.
+`sender.log`; boots met for the first time (no daemon ran in them) follow those, in an order that
+agrees with every journal: a journal that holds frames of two boots shows which came first. Our own boot is last. Each journal keeps its own order always.
 
 Pure.
 """
@@ -14,7 +14,7 @@ Pure.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -47,6 +47,24 @@ class BootOrder:
             self.known.append(boot_id)
             self.changed = True
         return rank
+
+    def learn(self, journals: Iterable[Sequence[bytes]]) -> None:
+        """Rank the boots not known yet, given the boots of each journal in that journal's order.
+
+        Ranks must not be given as frames happen to be met: of two journals with frames of the
+        same boot one may still have those of an earlier boot in front.
+        """
+        after: dict[bytes, set[bytes]] = {}
+        for boots in journals:
+            fresh = [b for b in boots if b != self.own and b not in self._rank]
+            for index, boot in enumerate(fresh):
+                after.setdefault(boot, set()).update(b for b in fresh[:index] if b != boot)
+        while after:
+            ready = [b for b, earlier in after.items() if not earlier & after.keys()]
+            # Journals cannot contradict each other; if damage makes it seem so, any order will do.
+            for boot in ready or list(after)[:1]:
+                del after[boot]
+                self.rank(boot)
 
     def all(self) -> list[bytes]:
         """Every boot, in order, our own last."""

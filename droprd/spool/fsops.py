@@ -268,12 +268,16 @@ def sync_tree_up(fs: Fs, path: str, stop: str, site: str) -> None:
 
 
 def make_dirs(fs: Fs, path: str, stop: str, mode: int, site: str) -> None:
-    """Make `path` and what is missing between it and `stop`, each name synced in its parent."""
-    if fs.stat(path) is not None or path == stop:
+    """Make `path` and what is missing between it and `stop`; all these names are synced then.
+
+    Those of directories that were there too: their maker may have been killed before he synced.
+    """
+    if path == stop:
         return
     parent = os.path.dirname(path)
     make_dirs(fs, parent, stop, mode, site)
-    fs.mkdir(path, mode)
+    if fs.stat(path) is None:
+        fs.mkdir(path, mode)
     # If we stop here: an empty directory, or none; the next one who needs it makes it again.
     fs.sync_dir(parent, site)
 

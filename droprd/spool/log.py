@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from droprd.core import entry as entries
@@ -190,6 +191,9 @@ def create(
         # passed over, for nothing in it was promised.
         fs.sync_dir(os.path.dirname(path), f"{site}.create_dir")
     except OSError:
+        # After a failed sync the cache shows a file that the disk may not hold; nobody must use it.
+        with suppress(OSError):
+            fs.unlink(path)
         fs.close(fd)
         raise
     return LogWriter(fs, fd, path, header, FILE_HEADER_BYTES)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from random import Random
 
 SECTOR_BYTES = 512
+PAGE_BYTES = 4096
 
 
 class SimFile:
@@ -250,13 +251,13 @@ class SimDisk:
         return copy
 
 
-def torn(offset: int, data: bytes, rng: Random) -> bytes:
-    """The part of a write that got as far as some sector boundary."""
-    sectors = (offset + len(data) - 1) // SECTOR_BYTES - offset // SECTOR_BYTES + 1
-    done = rng.randrange(sectors + 1)
+def torn(offset: int, data: bytes, rng: Random, unit: int = SECTOR_BYTES) -> bytes:
+    """The part of a write that got as far as some boundary of `unit` bytes in the file."""
+    units = (offset + len(data) - 1) // unit - offset // unit + 1
+    done = rng.randrange(units + 1)
     if done == 0:
         return b""
-    return data[: (offset // SECTOR_BYTES + done) * SECTOR_BYTES - offset]
+    return data[: (offset // unit + done) * unit - offset]
 
 
 def surviving_subset(file: SimFile, rng: Random) -> bytearray:

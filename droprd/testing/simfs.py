@@ -19,7 +19,7 @@ from random import Random
 from typing import NoReturn
 
 from droprd.spool.fsops import Buffer, Stat
-from droprd.testing.simdisk import SimDir, SimDisk, SimFile
+from droprd.testing.simdisk import PAGE_BYTES, SimDir, SimDisk, SimFile, torn
 
 NEVER = 1 << 62
 
@@ -135,6 +135,8 @@ class SimFs:
     def close(self, fd: int) -> None:
         opened = self._open.pop(fd, None)
         if opened is None:
+            if not self.alive:
+                return  # nothing is left to close, and a generator's clean-up need not know
             self._bad(fd)
         opened.file.locks.pop(opened, None)
 
@@ -157,9 +159,10 @@ class SimFs:
                 file.mtime_ns = self.now_ns()
             return
         if data:
-            # Killed or out of space in the middle: some bytes are there, the rest is not.
-            part = data[: self._rng.randrange(len(data))]
-            self.disk.change(file, offset, part)
+            # Killed or out of space in the middle: kernels look at signals, and allocate, by pages.
+            part = torn(offset, data, self._rng, PAGE_BYTES)
+            if part:
+                self.disk.change(file, offset, part)
         self._fail_plain(fault or Fault.ENOSPC, str(fd))
 
     def size(self, fd: int) -> int:

@@ -11,7 +11,7 @@ import os
 from random import Random
 from typing import NoReturn
 
-from droprd.core.entry import ENTRY_BYTES, Kind
+from droprd.core.entry import ENTRY_BYTES, Kind, pack_note
 from droprd.core.frame import Stamp, build
 from droprd.errors import BadData
 from droprd.model import Lane
@@ -123,7 +123,7 @@ class LogSimulation:
         self.serial += 1
         note = b"%08d" % self.serial + bytes(rng.choice(self.sizes))
         if len(self.sizes) > 1 and rng.random() < 0.3:
-            note = log.entries.pack_note(self.serial)
+            note = pack_note(self.serial)
             pieces = build(
                 frame_id=rng.randbytes(14) + bytes(2),
                 lane=LANE,

@@ -51,7 +51,7 @@ class SimTime:
 
 
 class SimClock:
-    """`droprd.model.Clock` of one machine: it starts anew at each boot, and its wall clock jumps."""
+    """`droprd.model.Clock` of one machine: it starts anew at each boot; its wall clock jumps."""
 
     def __init__(self, time: SimTime, rng: Random) -> None:
         self._time = time
@@ -171,6 +171,9 @@ class Chaos:
             return None
         draw -= rates.error
         if draw < 0:
+            # A process that meets an error *and* dies before it could act on it leaves a lying
+            # cache that nobody knows of: no program can do anything about that.
+            fs.alarm = max(fs.alarm, fs.steps + 5)
             if operation in ("write", "truncate", "create", "mkdir", "rename"):
                 return Fault.ENOSPC if self.rng.random() < 0.8 else Fault.EIO
             return Fault.EIO if operation in ("sync", "sync_dir") else None

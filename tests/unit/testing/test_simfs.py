@@ -147,7 +147,6 @@ def test_the_dead_do_nothing_more(fs: SimFs) -> None:
         lambda: fs.write_at(fd, [b"y"], 0),
         lambda: fs.read_at(fd, 1, 0),
         lambda: fs.sync(fd, "s"),
-        lambda: fs.close(fd),
         lambda: fs.unlink("/a"),
         lambda: fs.open("/a", os.O_RDONLY),
         lambda: fs.listdir("/"),
@@ -255,12 +254,12 @@ def test_a_crash_comes_before_or_within_a_chosen_step(fs: SimFs) -> None:
     fs.alarm = fs.steps + 2
     fs.write_at(fd, [b"one"], 0)
     with pytest.raises(Crash):
-        fs.write_at(fd, [b"two"], 3)
+        fs.write_at(fd, [b"2" * 10_000], 3)
     assert seen == ["write"]
     left = content(fs.disk, "/a")
     assert left is not None
     assert left.startswith(b"one")
-    assert len(left) < 6
+    assert len(left) in (3, 4096, 8192, 10_003), "kernels stop between pages only"
 
 
 def test_a_full_disk_takes_overwrites_but_no_growth(fs: SimFs) -> None:
