@@ -8,7 +8,7 @@ in which frames are returned. Nothing here reaches a disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from droprd.core import frame as frames
 from droprd.core.frame import BODIES_BYTES_MAX, MESSAGES_MAX, Stamp
@@ -25,6 +25,7 @@ class Put:
         bodies: in order; bytes of at most 32 KiB, or a `Blob` that was written before.
         values: what all these messages share: "t" content type, "h" headers (both optional).
         ttl_ms, delay_ms: 0 for none.
+        size: how many bytes this asks of the journal, roughly and rather too many.
         ids: set by `commit`: the message ids, in order.
         error: set by `commit` if the put failed.
         done: whether `commit` has decided about it.
@@ -39,6 +40,7 @@ class Put:
         "ids",
         "lane",
         "shared",
+        "size",
         "ttl_ms",
         "values",
     )
@@ -54,19 +56,19 @@ class Put:
     ) -> None:
         self.lane = lane
         self.bodies = bodies
-        self.has_blobs = any(isinstance(body, Blob) for body in bodies)
+        self.has_blobs = Blob in set(map(type, bodies))
         self.values = values or {}
         self.shared = frames.pack_map(self.values)
+        if self.has_blobs:
+            small = [body for body in bodies if not isinstance(body, Blob)]
+        else:
+            small = cast("list[bytes]", bodies)
+        self.size = 512 + (8 + len(self.shared)) * len(bodies) + sum(map(len, small))
         self.ttl_ms = ttl_ms
         self.delay_ms = delay_ms
         self.ids: list[str] = []
         self.error: DroprdError | None = None
         self.done = False
-
-    def size(self) -> int:
-        """How many bytes this asks of the journal, roughly and rather too many."""
-        bodies = sum(BODIES_BYTES_MAX if isinstance(b, Blob) else len(b) for b in self.bodies)
-        return bodies + (8 + len(self.shared)) * len(self.bodies) + 512
 
 
 def build_frames(
@@ -83,7 +85,7 @@ def build_frames(
         spans: list[tuple[Put, int]] = []  # how many of them are whose
         for put in members:
             if not put.has_blobs:
-                run += put.bodies  # type: ignore[arg-type]  # has_blobs says there are only bytes
+                run += cast("list[bytes]", put.bodies)
                 spans.append((put, len(put.bodies)))
                 continue
             for body in put.bodies:
