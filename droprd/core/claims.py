@@ -117,6 +117,11 @@ class Claims:
         yield from self.ready
         yield self.fresh, None, FRESH_WAIT
 
+    def offers(self, now: Now) -> bool:
+        """Whether a message that was touched before can be leased again."""
+        self._promote(now)
+        return self.ready.count > 0
+
     def next_change_ns(self, now: Now) -> int | None:
         """Nanoseconds until a lease ends or a delay is over by itself, or None."""
         self._promote(now)

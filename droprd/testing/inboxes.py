@@ -31,27 +31,12 @@ from droprd.spool.clock import SystemClock
 from droprd.spool.inbox import InboxStore
 
 
-class Delivery(Protocol):
-    """Puts the messages of one frame into an inbox, and returns their ids."""
-
-    def __call__(
-        self,
-        bodies: Sequence[bytes],
-        *,
-        channel: str = "sites",
-        priority: int = PRIORITY_DEFAULT,
-        sender: str = "hamburg",
-        ttl_ms: int = 0,
-        delay_ms: int = 0,
-        elapsed_ms: int = 0,
-        headers: Mapping[str, Any] | None = None,
-        voids: Mapping[int, str] | None = None,
-        own_ids: Mapping[int, str] | None = None,
-    ) -> list[str]: ...
-
-
 class Arrival:
-    """One frame as a receiver would store it: the note's map and the frame's bytes."""
+    """One frame as a receiver would store it: the note's map and the frame's bytes.
+
+    `elapsed_ms` is how long it was on its way, `voids` are the reasons of messages without a body,
+    `own_ids` the ids of requeued ones, each by index in the frame.
+    """
 
     def __init__(
         self,
@@ -187,7 +172,7 @@ class MemoryInbox:
         return consumer
 
     def deliver(self, bodies: Sequence[bytes], **about: Any) -> list[str]:
-        """Put messages in, as one frame; keywords as in `Delivery`. Returns their ids."""
+        """Put messages in, as one frame; keywords as of `Arrival`. Returns their ids."""
         channel = about.setdefault("channel", "sites")
         priority = about.setdefault("priority", PRIORITY_DEFAULT)
         with self._mutex:
@@ -301,7 +286,9 @@ class MemoryConsumer:
 class Backend(Protocol):
     """A store under test."""
 
-    deliver: Delivery
+    def deliver(self, bodies: Sequence[bytes], **about: Any) -> list[str]:
+        """Put messages in, as one frame; keywords as of `Arrival`. Returns their ids."""
+        ...
 
     def open(self) -> InboxStore:
         """A new consumer."""
