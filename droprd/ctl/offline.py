@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from droprd.core.status import WORKERS, status_document
+from droprd.ctl.outboxfiles import read_waiting
 from droprd.errors import NotPermitted, SpoolNotReady
 from droprd.settings.published import Node, Published, public_map
 from droprd.settings.values import Settings
@@ -115,6 +116,26 @@ def change_wishes(
             state.write_public(fs, layout, values)
 
 
+def _last_gauges(fs: OsFs, layout: Layout) -> dict[str, dict[str, Any]]:
+    """What the workers told last, with what waits in the outbox as it is now."""
+    gauges = {worker: state.read_gauges(fs, layout, worker) for worker in WORKERS}
+    waiting = read_waiting(fs, layout)
+    if waiting is None:
+        return gauges
+    # The sender told neither what was sent since nor, if it was killed, what was delivered last.
+    sender = gauges["sender"]
+    told = sender.get("peers")
+    peers = {
+        name: {**one, "queued": 0, "bytes": 0}
+        for name, one in (told.items() if isinstance(told, dict) else ())
+        if isinstance(one, dict)
+    }
+    for name, (queued, size) in waiting.peers.items():
+        peers.setdefault(name, {}).update(queued=queued, bytes=size)
+    sender.update(peers=peers, unmerged_bytes=waiting.unmerged_bytes)
+    return gauges
+
+
 def stopped_status(node: Node, version: str) -> dict[str, Any]:
     """The status document of a node without a daemon, from state/ alone. Raises: SpoolNotReady."""
     fs = OsFs()
@@ -144,14 +165,14 @@ def stopped_status(node: Node, version: str) -> dict[str, Any]:
         uptime_s=0.0,
         as_of_ns=newest,
         workers={worker: {"state": "stopped", "pid": None, "restarts": 0} for worker in WORKERS},
-        gauges={worker: state.read_gauges(fs, layout, worker) for worker in WORKERS},
+        gauges=_last_gauges(fs, layout),
         peers=peers,
         channels=channels,
         paused=paused,
         draining=draining,
         spool={"free_bytes": free},
     )
-    for peer in document["peers"].values():
-        peer["next_try_s"] = None  # nobody will try
+    for about in document["peers"].values():
+        about["next_try_s"] = None  # nobody will try
     document["spool"]["free_bytes"] = free
     return document

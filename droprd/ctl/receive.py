@@ -84,7 +84,7 @@ def receive(
 
     from droprd.client.inbox import Inbox
 
-    with Inbox(spool=session.node().spool) as inbox:
+    with Inbox(config=session.node().config_file) as inbox:
         if peek:
             for message in inbox.peek(channel, max_messages=count_max):
                 _write(message, as_json=session.as_json, raw=raw)

@@ -107,7 +107,7 @@ def send(
         "headers": headers,
         "content_type": content_type,
     }
-    with Outbox(spool=session.node().spool) as outbox:
+    with Outbox(config=session.node().config_file) as outbox:
         if lines:
             fd = sys.stdin.fileno() if path is None else os.open(path, os.O_RDONLY)
             for group in read_lines(fd):

@@ -40,7 +40,7 @@ def test_status_comes_from_the_files_and_exits_3(node: Path, droprctl: Call) -> 
     assert shown.code == 3
     document = shown.json
     assert (document["schema"], document["node"], document["state"]) == (1, "hamburg", "stopped")
-    assert document["peers"]["berlin"]["queued"] == 7
+    assert document["peers"]["berlin"]["state"] == "throttled"
     assert document["peers"]["berlin"]["next_try_s"] is None
     assert document["dead_letters"] == 2
     assert document["spool"]["free_bytes"] > 0
@@ -85,9 +85,31 @@ def test_a_drain_is_recorded_and_judged_by_what_is_left(node: Path, droprctl: Ca
     empty = droprctl("-C", node, "drain", "berlin", "--json")
     assert (empty.code, empty.json["left"]) == (0, 0)
     assert Published(_layout(node).public).get().draining_target("berlin", "x", 5) == "berlin"
-    gauges = {"peers": {"berlin": {"queued": 7}}, "unmerged_bytes": 0}
-    Path(_layout(node).gauges("sender")).write_bytes(msgpack.packb(gauges))
-    left = droprctl("-C", node, "drain", "berlin", "--json")
-    assert (left.code, left.json["left"]) == (3, 7)
-    droprctl("-C", node, "resume")
+    refused = droprctl("-C", node, "send", "berlin", "too late", "--json")
+    assert (refused.code, refused.error["code"]) == (1, "draining")
+    assert droprctl("-C", node, "resume").code == 0
     assert not Published(_layout(node).public).get().draining
+    assert droprctl("-C", node, "send", "berlin", "in time").code == 0
+    left = droprctl("-C", node, "drain", "berlin", "--json")
+    assert (left.code, left.json["left"]) == (3, 1)
+
+
+def test_what_was_sent_without_a_daemon_is_counted(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    assert droprctl("-C", node, "status", "--json").json["unmerged_bytes"] == 0
+    droprctl("-C", node, "send", "berlin", "x" * 1000)
+    shown = droprctl("-C", node, "status", "--json").json
+    assert 1000 < shown["unmerged_bytes"] < 2000
+
+
+def test_messages_are_handed_over_with_the_daemon_stopped(
+    node: Path, tmp_path: Path, droprctl: Call
+) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    (tmp_path / "lines").write_bytes(b"one\ntwo\n\nlast")
+    sent = droprctl("-C", node, "send", "berlin", "--lines", "--file", tmp_path / "lines")
+    assert (sent.code, len(set(sent.out.split()))) == (0, 4)
+    refused = droprctl("-C", node, "send", "rome", "x", "--json")
+    assert (refused.code, refused.error["code"]) == (1, "unknown_peer")
+    none = droprctl("-C", node, "receive", "sites", "--json")
+    assert (none.code, none.out, none.err) == (0, "", "")
