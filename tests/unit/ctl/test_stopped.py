@@ -113,3 +113,17 @@ def test_messages_are_handed_over_with_the_daemon_stopped(
     assert (refused.code, refused.error["code"]) == (1, "unknown_peer")
     none = droprctl("-C", node, "receive", "sites", "--json")
     assert (none.code, none.out, none.err) == (0, "", "")
+
+
+def test_fsck_says_that_all_is_well_or_what_is_not(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    droprctl("-C", node, "send", "berlin", "a message")
+    well = droprctl("-C", node, "fsck", "--json")
+    assert (well.code, well.json["ok"]) == (0, True)
+    (journal,) = Path(_layout(node).journals).iterdir()
+    data = bytearray(journal.read_bytes())
+    data[data.index(b"a message")] ^= 1
+    journal.write_bytes(data)
+    damaged = droprctl("-C", node, "fsck", "--json")
+    assert (damaged.code, damaged.json["ok"]) == (1, False)
+    assert journal.name in droprctl("-C", node, "fsck").out
