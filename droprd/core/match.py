@@ -112,8 +112,8 @@ def answer(
 ) -> MatchAnswer:
     """Answer a match about a lane whose synced head is `head`.
 
-    `runs` tells its history newest first and without a gap back to the number `floor`, then any
-    runs that hold only older voids. Frames follow `request.after`, else the common head, else (none
+    `runs` tells its history newest first and without a gap back to the number `floor`; of older
+    runs only the voids are told. Frames follow `request.after`, else the common head, else (none
     is known) the floor. An `after` whose chain is all zero is found by its number alone: whoever
     reads on from the floor cannot know the chain.
     """
@@ -122,6 +122,13 @@ def answer(
     start = after if after is not None and _is_at(after, head) else None
     collected: list[Run] = []
     for run in runs:
+        if run.start.number < floor:
+            # Beyond a gap: what follows such a head is not known, so it cannot be a common one.
+            run = Run(run.start, run.end, b"", run.voids)
+            collected.append(run)
+            if run.start.number <= request.voids_after:
+                break
+            continue
         collected.append(run)
         if common is None:
             common = _newest_in(run, request.heads)

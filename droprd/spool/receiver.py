@@ -259,8 +259,7 @@ class ReceiverStore:
             if batch.refused:
                 self._write_refused(batch.refused)
             if self._heads.wants_checkpoint:
-                self._heads.sync("lanes.checkpoint")
-                self._heads.checkpoint(self._segment_exists)
+                self.checkpoint()
         except BaseException as error:
             self._broken = error
             raise
@@ -283,6 +282,11 @@ class ReceiverStore:
             ]
         self._heads.remember(runs.items())
         self._heads.sync("lanes.refuse")
+
+    def checkpoint(self) -> None:
+        """Make lanes.log shorter; `write` does when it has doubled. Raises: LogBroken."""
+        self._heads.sync("lanes.checkpoint")
+        self._heads.checkpoint(self._segment_exists)
 
     def finish(self, batch: Batch) -> frozenset[str]:
         """Let the heads go on. Returns the channels that got something."""
