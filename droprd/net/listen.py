@@ -129,6 +129,11 @@ class Listener:
         """How many are open."""
         return len(self._addresses)
 
+    @property
+    def accepting(self) -> bool:
+        """Whether every socket is still being listened on."""
+        return bool(self._accepting) and not any(task.done() for task in self._accepting)
+
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Accept on `sockets`, which listen already and stay the caller's. Raises: ConfigError."""
         for listening in sockets:

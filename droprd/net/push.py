@@ -9,21 +9,22 @@ timeout: a request lives as long as it moves.
 A kept connection may have been closed by the peer a moment ago. A request that meets this is sent
 once more on a new connection; the protocol makes a repeat harmless. Nothing else is repeated.
 
-Raises `TransportError` in plain words, see `_explain`.
+Raises `TransportError` in plain words, see `curlerrors`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import pycurl
 
 from droprd.errors import ConfigError
+from droprd.net.curlerrors import BROKEN, explain
 from droprd.net.transport import (
     ANSWER_BYTES_MAX,
     FileRange,
@@ -31,7 +32,6 @@ from droprd.net.transport import (
     Reply,
     Request,
     TransportError,
-    TransportErrorKind,
     TransportOptions,
     scheme_of,
 )
@@ -43,6 +43,7 @@ _IDLE_S = 8
 """Receivers close an idle connection after 10 s unless told otherwise: be first."""
 _EXPECT_S = 10
 _HANDLES_KEPT = 16
+_UNSENT_BYTES_MAX = 128 * 1024
 _QUICK_EXIT = 322  # CURLOPT_QUICK_EXIT, which pycurl does not name
 
 
@@ -241,6 +242,7 @@ class CurlTransport:
         set_option(pycurl.LOW_SPEED_LIMIT, request.low_speed_bytes_s)
         set_option(pycurl.LOW_SPEED_TIME, request.low_speed_s)
         set_option(pycurl.MAXAGE_CONN, _IDLE_S)
+        set_option(pycurl.SOCKOPTFUNCTION, _tune)
         set_option(pycurl.TCP_KEEPALIVE, 1)
         # A name server that does not answer must not hold the loop when the request is given up.
         set_option(_QUICK_EXIT, 1)
@@ -270,10 +272,10 @@ class CurlTransport:
         fresh: bool,
     ) -> NoReturn:
         code, text = (*error.args, "")[:2]
-        reused = curl.getinfo(pycurl.NUM_CONNECTS) == 0 and code in _BROKEN
+        reused = curl.getinfo(pycurl.NUM_CONNECTS) == 0 and code in BROKEN
         if reused and not fresh and not curl.getinfo(pycurl.RESPONSE_CODE):
             raise _StaleConnection from error
-        kind, why, hint = _explain(code, str(text), curl, request, self._options)
+        kind, why, hint = explain(code, str(text), curl, request, self._options)
         if body.fault:
             kind, why, hint = "local", body.fault, "run droprctl fsck"
         elif answer.too_long:
@@ -303,6 +305,24 @@ class _StaleConnection(Exception):
     """A kept connection was found closed."""
 
 
+def _tune(fd: int, purpose: int) -> int:
+    """Keep what waits in the kernel small.
+
+    Else a slow line takes megabytes at once and then seems to stand still: the bytes sent and the
+    low-speed limit would speak of the kernel's memory, not of the line.
+    """
+    with contextlib.suppress(OSError):
+        connection = socket.socket(fileno=fd)
+        try:
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX
+                )
+        finally:
+            connection.detach()
+    return pycurl.SOCKOPT_OK
+
+
 def _reply(curl: pycurl.Curl, answer: _Answer) -> Reply:
     info = curl.getinfo
     seconds = float(info(pycurl.TOTAL_TIME))
@@ -319,72 +339,6 @@ def _reply(curl: pycurl.Curl, answer: _Answer) -> Reply:
         ),
         address=str(info(pycurl.PRIMARY_IP) or ""),
     )
-
-
-_BROKEN = frozenset({pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR})
-_TLS = frozenset(
-    {
-        pycurl.E_SSL_CONNECT_ERROR,
-        pycurl.E_PEER_FAILED_VERIFICATION,
-        pycurl.E_SSL_CERTPROBLEM,
-        pycurl.E_SSL_CIPHER,
-        pycurl.E_SSL_CACERT_BADFILE,
-        pycurl.E_SSL_CRL_BADFILE,
-        pycurl.E_SSL_ISSUER_ERROR,
-        pycurl.E_USE_SSL_FAILED,
-    }
-)
-_CERTIFICATE_HINT = "if the peer requires a certificate, give it cert_file and key_file"
-_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-def _explain(
-    code: int, text: str, curl: pycurl.Curl, request: Request, options: TransportOptions
-) -> tuple[TransportErrorKind, str, str]:
-    """(kind, why, hint) of a libcurl error."""
-    https = request.url.startswith("https:")
-    system_error = int(curl.getinfo(pycurl.OS_ERRNO))
-    if https and ("certificate required" in text or "handshake failure" in text):
-        return "auth", text, _CERTIFICATE_HINT
-    ended = code == pycurl.E_GOT_NOTHING or "unexpected eof" in text
-    if ended and https and not options.cert_file and not curl.getinfo(pycurl.RESPONSE_CODE):
-        # Under TLS 1.3 the client is through with the handshake before the server looks at its
-        # certificate: that none was given shows only as an end without an answer.
-        return (
-            "auth" if request.token is None else "reset",
-            "the peer closed the connection without an answer, as one does that requires a client "
-            "certificate",
-            _CERTIFICATE_HINT,
-        )
-    if code == pycurl.E_COULDNT_RESOLVE_HOST:
-        return "resolve", text, "check the name in the peer's url, and this node's name servers"
-    if code in (pycurl.E_COULDNT_CONNECT, pycurl.E_INTERFACE_FAILED):
-        if system_error in _OUT_OF_DESCRIPTORS:
-            return "local", os.strerror(system_error), "raise the limit of open files"
-        why = text or os.strerror(system_error)
-        return "connect", why, "check that the peer runs and that no firewall is between"
-    if code == pycurl.E_OPERATION_TIMEDOUT:
-        if not curl.getinfo(pycurl.PRETRANSFER_TIME):
-            why = f"no connection within {request.connect_timeout_s:g} s"
-            return "timeout", why, "check that the peer runs and that no firewall is between"
-        return (
-            "timeout",
-            f"fewer than {request.low_speed_bytes_s} bytes a second for {request.low_speed_s} s",
-            "",
-        )
-    if code in _TLS:
-        return "tls", text, "check the peer's certificate, this node's clock, and ca_file"
-    if code in (pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, pycurl.E_PARTIAL_FILE):
-        return "reset", text or "the connection was broken off", ""
-    if code == pycurl.E_GOT_NOTHING:
-        return "reset", "the peer closed the connection without an answer", ""
-    if code in (pycurl.E_SEND_FAIL_REWIND, pycurl.E_AGAIN):
-        return "reset", text, ""
-    if code in (pycurl.E_OUT_OF_MEMORY, pycurl.E_READ_ERROR, pycurl.E_ABORTED_BY_CALLBACK):
-        return "local", text, ""
-    if code == pycurl.E_URL_MALFORMAT:
-        return "local", text, "correct the peer's url"
-    return "protocol", text or f"libcurl error {code}", "check that a droprd answers there"
 
 
 # Where distributions keep the certificates they trust; a libcurl from a wheel cannot know it.
