@@ -259,15 +259,14 @@ class Inbox:
                     claims = stream.acquire(LOCK_TIMEOUT_S)
                     try:
                         now = self._now()
-                        ranges = leasing.runs([m._stored.first + m._index for m in its])
+                        ranges = leasing.runs([m._seq for m in its])
                         if not all(claims.holds(lease, a, b, now) for a, b in ranges):
                             good: list[Message] = []
                             for m in its:
-                                seq = m._stored.first + m._index
-                                held = claims.holds(lease, seq, seq + 1, now)
+                                held = claims.holds(lease, m._seq, m._seq + 1, now)
                                 (good if held else lost).append(m)
                             its = good
-                            ranges = leasing.runs([m._stored.first + m._index for m in its])
+                            ranges = leasing.runs([m._seq for m in its])
                         if ranges:
                             stream.append([op(lease, ranges, now)])
                         freed = lease not in claims.leases

@@ -56,12 +56,12 @@ class Message:
         attempt: how often it has been leased, this time included; the first is 1.
     """
 
-    __slots__ = ("_held", "_index", "_state", "_stored", "attempt")
+    __slots__ = ("_held", "_seq", "_state", "_stored", "attempt")
 
-    def __init__(self, held: Held, stored: Stored, index: int, attempt: int) -> None:
+    def __init__(self, held: Held, stored: Stored, seq: int, attempt: int) -> None:
         self._held = held
         self._stored = stored
-        self._index = index
+        self._seq = seq
         self._state = LEASED
         self.attempt = attempt
 
@@ -70,6 +70,10 @@ class Message:
             f"<Message {self.id} from {self.sender} on {self.channel}/{self.priority}, "
             f"{self.size} bytes, attempt {self.attempt}, {self._state}>"
         )
+
+    @property
+    def _index(self) -> int:
+        return self._seq - self._stored.first
 
     @property
     def _frame(self) -> Frame:
@@ -113,10 +117,11 @@ class Message:
 
         Raises: SpoolCorrupt if a large body is missing or damaged.
         """
-        if self._frame.info.is_blob:
+        stored = self._stored
+        if stored.bodies is None:
             with self.open() as file:
                 return file.read()
-        return bytes(self._frame.body(self._index))
+        return bytes(stored.bodies[self._seq - stored.first])
 
     @property
     def size(self) -> int:

@@ -16,21 +16,19 @@ MAX_SECONDS = 10 * 365 * 86_400
 def by_lease(
     messages: Iterable[Message],
 ) -> tuple[dict[tuple[Stream, int], list[Message]], list[Message]]:
-    """(messages by stream and lease, in order of seq; those not leased any more)."""
+    """(messages by stream and lease; those that are not leased any more)."""
     found: dict[tuple[Stream, int], list[Message]] = {}
     settled: list[Message] = []
     held: Held | None = None
     group: list[Message] = []
     for message in messages:
-        if message._state != LEASED or not message._held.lease:
+        if message._state is not LEASED:
             settled.append(message)
             continue
         if message._held is not held:
             held = message._held
-            group = found.setdefault((held.stream, held.lease), [])
+            group = found.setdefault((held.stream, held.lease), []) if held.lease else settled
         group.append(message)
-    for group in found.values():
-        group.sort(key=lambda m: m._stored.first + m._index)
     return found, settled
 
 

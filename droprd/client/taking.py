@@ -78,6 +78,8 @@ class Taker:
         self._turn += 1
         now_ns = look.now.boot_ns
         again = now_ns - self._listed_ns >= RELIST_EVERY_NS
+        if again:
+            self._listed_ns = now_ns
         for stream in self._in_order(channels, again):
             self._take_from(stream, look)
             if look.full:
@@ -87,8 +89,6 @@ class Taker:
             for stream in self._in_order(channels, True):
                 if stream not in known and not look.full:
                     self._take_from(stream, look)
-            again = True
-        if again:
             self._listed_ns = now_ns
 
     def peek(self, channels: Sequence[str], look: Look) -> None:
@@ -127,8 +127,11 @@ class Taker:
             look.again_ns = min(look.again_ns, busy)
             return
         with self._faults(stream, look):
-            claims = stream.look()
-            likely = stream.grown(claims.fresh) or claims.offers(now)
+            claims = stream.known()
+            likely = stream.grown(claims.fresh)
+            if not likely:
+                claims = stream.look()
+                likely = stream.grown(claims.fresh) or claims.offers(now)
             dead = self._dead(stream, claims, now, sure=not likely)
             if likely or dead or claims.overdue(now):
                 policy = self._policy(stream.channel)
@@ -242,7 +245,7 @@ class Taker:
 
 def _messages(held: Held, choice: leasing.Choice) -> list[Message]:
     return [
-        Message(held, pick.stored, index, pick.attempt)
+        Message(held, pick.stored, seq, pick.attempt)
         for pick in choice.picks
-        for index in range(pick.first - pick.stored.first, pick.end - pick.stored.first)
+        for seq in range(pick.first, pick.end)
     ]

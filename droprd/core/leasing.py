@@ -11,8 +11,9 @@ sense.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 from droprd.core import claimops
 from droprd.core import frame as frames
@@ -36,7 +37,18 @@ class Stored:
     without a place is a gap: seqs that were never given to a message.
     """
 
-    __slots__ = ("_unfit", "due", "end", "expires", "first", "frame", "place", "sender", "voids")
+    __slots__ = (
+        "_unfit",
+        "bodies",
+        "due",
+        "end",
+        "expires",
+        "first",
+        "frame",
+        "place",
+        "sender",
+        "voids",
+    )
 
     def __init__(self, first: int, end: int, place: tuple[int, int, int] | None = None) -> None:
         self.first = first
@@ -47,17 +59,34 @@ class Stored:
         self.due: Due | None = None
         self.expires: Due | None = None
         self.voids: dict[int, str] = {}
+        self.bodies: list[memoryview] | None = None
         self._unfit: dict[int, str] | None = None
 
     def unfit(self) -> dict[int, str]:
-        """Why messages of this frame cannot be delivered, by index: `REASON_CORRUPT` or "void"."""
+        """Why messages of this frame cannot be delivered, by index: `REASON_CORRUPT` or "void".
+
+        After this, `bodies` are those of its messages; None for a blob, which is a file.
+        """
         if self._unfit is None:
-            unfit = dict.fromkeys(self.voids, "void")
-            if self.frame is None:
-                unfit = dict.fromkeys(range(self.end - self.first), REASON_CORRUPT)
-            else:
-                unfit.update(dict.fromkeys(self.frame.bad_bodies(), REASON_CORRUPT))
-            self._unfit = unfit
+            frame = self.frame
+            if frame is None:
+                self._unfit = dict.fromkeys(range(self.end - self.first), REASON_CORRUPT)
+                return self._unfit
+            self._unfit = unfit = dict.fromkeys(self.voids, "void")
+            if frame.info.is_blob:
+                return unfit
+            # As `Frame.bad_bodies`, but each body is cut out once for its checksum and its reader.
+            bodies: list[memoryview] = []
+            self.bodies = bodies
+            data, voids = frame.data, self.voids
+            at = frame.info.head_bytes
+            for length, crc in zip(frame.lengths, frame.crcs, strict=True):
+                body = data[at : at + length]
+                if not voids or len(bodies) not in voids:
+                    if crc32(body) != crc:
+                        unfit[len(bodies)] = REASON_CORRUPT
+                    at += length
+                bodies.append(body)
         return self._unfit
 
 
@@ -273,9 +302,15 @@ def _blocked_from(blocked: dict[str, int], sender: str) -> int:
     return min(blocked.get(sender, _NO_END), blocked.get("", _NO_END))
 
 
-def runs(seqs: Sequence[int]) -> list[Range]:
-    """Sorted seqs as ranges."""
+def runs(seqs: Iterable[int]) -> list[Range]:
+    """Seqs, in whatever order, as ranges; each counts once."""
+    one = set(seqs)
+    if not one:
+        return []
+    first, end = min(one), max(one) + 1
+    if end - first == len(one):
+        return [(first, end)]
     ranges: list[Range] = []
-    for seq in seqs:
+    for seq in sorted(one):
         _join(ranges, seq, seq + 1)
     return ranges

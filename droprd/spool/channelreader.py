@@ -87,6 +87,13 @@ class ChannelReader:
 
     def grown(self, seq: int) -> bool:
         """Whether there may be a message `seq` or a later one."""
+        if self._numbers:
+            newest = self._open.get(self._numbers[-1])
+            if newest is not None:
+                if newest.seq <= seq and newest.published <= newest.offset:
+                    self._publish(newest)
+                if seq < newest.seq or newest.published > newest.offset:
+                    return True
         segment = self._newest()
         if segment is None:
             return False
@@ -268,11 +275,12 @@ class ChannelReader:
                     note = chunk[at + ENTRY_BYTES : frame_at]
                     frame = chunk[frame_at : frame_at + frame_bytes]
                     try:
-                        count = frames.peek(frame).messages
-                        first = _seq(note)
-                        if first + count <= seek or not parse:
-                            stored = Stored(first, first + count, place)
-                        else:
+                        passed = seq < seek or not parse
+                        if passed:
+                            first = _seq(note)
+                            stored = Stored(first, first + frames.peek(frame).messages, place)
+                            passed = stored.end <= seek or not parse
+                        if not passed:
                             stored = read_stored(note, frame, place)
                             self._last = (number, offset, stored, end)
                         if stored.first < seq:

@@ -119,6 +119,9 @@ class MemoryStream:
         self.channel = channel
         self.priority = priority
 
+    def known(self) -> Claims:
+        return self._shelf.claims
+
     def look(self) -> Claims:
         return self._shelf.claims
 
