@@ -17,6 +17,7 @@ import click
 
 from droprd.ctl.control import Control
 from droprd.ctl.offline import change_wishes, stopped_status
+from droprd.ctl.outboxfiles import read_waiting
 from droprd.ctl.session import (
     EXIT_DONE,
     EXIT_NO_DAEMON,
@@ -30,6 +31,8 @@ from droprd.errors import NotAnswering
 from droprd.model import check_name
 from droprd.settings.units import format_duration
 from droprd.spool.clock import SystemClock
+from droprd.spool.fsops import OsFs
+from droprd.spool.layout import Layout
 from droprd.spool.state import Pause, Wishes
 
 CHANGE_TIMEOUT_S = 16.0  # a drain waits for the calls of send() that are under way
@@ -128,11 +131,22 @@ def resume(session: Session, target: str) -> None:
     session.result({"target": target, "running": running}, f"{_named(target)} goes on")
 
 
-def _left(status: Mapping[str, Any], target: str) -> int:
-    """How many messages of a target are not delivered yet; bytes not merged count as one."""
+def _left(session: Session, target: str, *, running: bool) -> int:
+    """How many messages of a target are not delivered yet; what is not merged counts as one.
+
+    From the files where this user may read them: what the sender told may be a second old.
+    """
+    node = session.node()
+    waiting = read_waiting(OsFs(), Layout(node.spool))
+    if waiting is not None:
+        return waiting.below(target) or (1 if waiting.unmerged_bytes else 0)
+    if running:
+        with Control(node.socket, session.timeout_s) as control:
+            status = control.call("status")
+    else:
+        status = stopped_status(node, "")
     peer = target.partition("/")[0]
-    peers = status["peers"]
-    queued = sum(one["queued"] for name, one in peers.items() if not peer or name == peer)
+    queued = sum(one["queued"] for name, one in status["peers"].items() if peer in ("", name))
     return queued or (1 if status["unmerged_bytes"] else 0)
 
 
@@ -152,14 +166,8 @@ def drain(session: Session, target: str) -> int:
         session, "drain", {"target": target}, lambda wishes: wishes.with_drain(target, _who())
     )
     deadline = time.monotonic() + session.timeout_s
-    node = session.node()
     while True:
-        if running:
-            with Control(node.socket, session.timeout_s) as control:
-                status = control.call("status")
-        else:
-            status = stopped_status(node, "")
-        left = _left(status, target)
+        left = _left(session, target, running=running)
         if not left or not running or time.monotonic() >= deadline:
             break
         time.sleep(DRAIN_LOOK_INTERVAL_S)

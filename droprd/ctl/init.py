@@ -40,6 +40,7 @@ from droprd.spool.layout import (
     make_spool,
     read_version,
 )
+from droprd.spool.mounts import mount_of
 
 DAEMON_USER = "droprd"
 
@@ -140,6 +141,12 @@ def init(
             with contextlib.suppress(OSError):
                 step()
         raise
+    mount = mount_of(root)
+    if mount is not None and mount.unsafe:
+        session.say(
+            f"warning: {root} lies on {mount.kind}, where messages are not safe ({mount.unsafe}); "
+            "the daemon will not start there unless [node] allow_unsafe_filesystem = true"
+        )
     session.result(
         {"node": name, "dir": directory, "spool": root},
         f"node {name} made in {directory}\n"

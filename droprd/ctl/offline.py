@@ -130,7 +130,7 @@ def _last_gauges(fs: OsFs, layout: Layout) -> dict[str, dict[str, Any]]:
         for name, one in (told.items() if isinstance(told, dict) else ())
         if isinstance(one, dict)
     }
-    for name, (queued, size) in waiting.peers.items():
+    for name, (queued, size) in waiting.peers().items():
         peers.setdefault(name, {}).update(queued=queued, bytes=size)
     sender.update(peers=peers, unmerged_bytes=waiting.unmerged_bytes)
     return gauges

@@ -14,6 +14,7 @@ from droprd.core import entry
 from droprd.core.entry import FILE_HEADER_BYTES, Kind
 from droprd.core.outstate import OutboxState
 from droprd.errors import BadData, SpoolCorrupt
+from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.fsops import Fs
 from droprd.spool.journalfile import left_behind, list_journals, open_journal
@@ -24,27 +25,44 @@ SENDER_LOG_BYTES_MAX = 64 << 20
 
 @dataclass(slots=True)
 class Waiting:
-    """What is accepted and not delivered: per peer (messages, bytes), and what is not merged."""
+    """What is accepted and not delivered: per lane (messages, bytes), and what is not merged."""
 
-    peers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lanes: dict[Lane, tuple[int, int]] = field(default_factory=dict)
     unmerged_bytes: int = 0
+
+    def peers(self) -> dict[str, tuple[int, int]]:
+        """Per peer (messages, bytes)."""
+        result: dict[str, tuple[int, int]] = {}
+        for lane, (messages, size) in self.lanes.items():
+            before = result.get(lane.peer, (0, 0))
+            result[lane.peer] = (before[0] + messages, before[1] + size)
+        return result
+
+    def below(self, target: str) -> int:
+        """How many messages wait in the lanes of a target ("" is the node)."""
+        return sum(
+            messages
+            for lane, (messages, _) in self.lanes.items()
+            if not target or f"{lane}/".startswith(f"{target}/")
+        )
 
 
 def read_waiting(fs: Fs, layout: Layout) -> Waiting | None:
     """What waits in the outbox, or None if that cannot be told."""
     try:
+        # Journals first: what is merged meanwhile is then in the state, and nothing is missed.
+        ends = _journal_ends(fs, layout)
         state = _read_state(fs, layout)
-        waiting = Waiting()
-        for lane, lane_state in state.lanes.items():
-            messages, size = waiting.peers.get(lane.peer, (0, 0))
-            waiting.peers[lane.peer] = (
-                messages + lane_state.queued,
-                size + lane_state.queued_bytes,
-            )
-        waiting.unmerged_bytes = _unmerged_bytes(fs, layout, state)
     except (OSError, BadData, SpoolCorrupt):
         return None
-    return waiting
+    return Waiting(
+        {lane: (one.queued, one.queued_bytes) for lane, one in state.lanes.items()},
+        sum(
+            max(0, end - state.merged.get(name, FILE_HEADER_BYTES))
+            for name, end in ends.items()
+            if fs.stat(layout.journal(name)) is not None  # else merged whole, and forgotten
+        ),
+    )
 
 
 def _read_state(fs: Fs, layout: Layout) -> OutboxState:
@@ -67,9 +85,10 @@ def _read_state(fs: Fs, layout: Layout) -> OutboxState:
     return state
 
 
-def _unmerged_bytes(fs: Fs, layout: Layout, state: OutboxState) -> int:
-    total = 0
-    ends = left_behind(fs, layout)
+def _journal_ends(fs: Fs, layout: Layout) -> dict[str, int]:
+    """How far each journal will be merged."""
+    ends: dict[str, int] = {}
+    broken = left_behind(fs, layout)
     for name in list_journals(fs, layout):
         try:
             journal = open_journal(fs, layout, name)
@@ -78,14 +97,10 @@ def _unmerged_bytes(fs: Fs, layout: Layout, state: OutboxState) -> int:
         if journal is None:
             continue
         try:
-            merged = state.merged.get(name, FILE_HEADER_BYTES)
-            published = min(journal.published(), ends.get(name, journal.size()))
-            total += max(0, published - merged)
-            beyond = max(published, merged)
-            # Its writer was killed between the write and the publishing: it will be merged too.
-            found = log.read_entry(fs, journal.fd, journal.header.log_id, beyond)
-            if found is not None and name not in ends:
-                total += found.head.end - beyond
+            end = journal.published()
+            # Its writer may have been killed before it published: that will be merged too.
+            found = log.read_entry(fs, journal.fd, journal.header.log_id, end)
+            ends[name] = broken.get(name, end if found is None else found.head.end)
         finally:
             journal.close()
-    return total
+    return ends
