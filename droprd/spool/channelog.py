@@ -21,7 +21,6 @@ Raises OSError; BadData.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -32,11 +31,12 @@ from droprd.core.entry import ENTRY_BYTES, FILE_HEADER_BYTES, FileHeader, Kind
 from droprd.core.frame import Buffer
 from droprd.core.match import NumberedVoid, Run
 from droprd.errors import BadData
-from droprd.model import KIB, Clock, Head, LaneKey
+from droprd.model import KIB, Head, LaneKey
 from droprd.spool import claims, log
-from droprd.spool.fsops import Fs, make_dirs
-from droprd.spool.headlog import Cover, HeadLog, Lane, SetAside, StreamKey
-from droprd.spool.layout import CHANNEL_DIR_MODE, Layout, segment_number
+from droprd.spool.fsops import make_dirs
+from droprd.spool.handle import Spool
+from droprd.spool.headlog import Cover, HeadLog, Lane, StreamKey
+from droprd.spool.layout import CHANNEL_DIR_MODE, segment_number
 
 COVER_FRAMES = 4096
 """So many frame ids of a stream are held in memory before they go to lanes.log."""
@@ -75,27 +75,17 @@ class Staged:
 class Stream:
     """The segments of one channel and priority."""
 
-    def __init__(
-        self,
-        fs: Fs,
-        layout: Layout,
-        clock: Clock,
-        urandom: Callable[[int], bytes],
-        spool_id: bytes,
-        heads: HeadLog,
-        key: StreamKey,
-    ) -> None:
+    def __init__(self, spool: Spool, heads: HeadLog, key: StreamKey) -> None:
+        """`open` comes next, if there is such a directory."""
         self.key = key
         self.runs: list[tuple[Lane, Run]] = []
         self.bytes_by_peer: dict[str, int] = {}
         self.next_seq = 0
-        self._fs = fs
-        self._layout = layout
-        self._clock = clock
-        self._urandom = urandom
-        self._spool_id = spool_id
+        self._spool = spool
+        self._fs = spool.fs
+        self._layout = spool.layout
         self._heads = heads
-        self._dir = layout.stream(*key)
+        self._dir = spool.layout.stream(*key)
         self._writer: log.LogWriter | None = None
         self._segment = 0
         self._newest: dict[Lane, Run] = {}
@@ -106,7 +96,7 @@ class Stream:
 
     # -- start -----------------------------------------------------------------------------------
 
-    def open(self, set_aside: SetAside) -> tuple[list[log.Damage], int]:
+    def open(self) -> tuple[list[log.Damage], int]:
         """Walk what lanes.log does not cover. Returns the damage and how many messages it cost."""
         fs = self._fs
         cover = self._heads.memory.covers.get(self.key)
@@ -128,7 +118,7 @@ class Stream:
                 start = cover.offset
                 earlier = self._heads.memory.bytes_by_peer.get(self.key, {})
                 self.bytes_by_peer = dict(earlier.get(number, {}))
-            here, gone = self._recover(number, start, set_aside)
+            here, gone = self._recover(number, start)
             damage += here
             lost += gone
         if there and self._writer is not None:
@@ -136,11 +126,9 @@ class Stream:
             fs.sync_dir(self._dir, "receiver.recover_dir")
         return damage, lost
 
-    def _recover(
-        self, number: int, start: int, set_aside: SetAside
-    ) -> tuple[list[log.Damage], int]:
+    def _recover(self, number: int, start: int) -> tuple[list[log.Damage], int]:
         path = self._layout.inbox_segment(*self.key, number)
-        damage = self._mend_header(path, set_aside)
+        damage = self._mend_header(path)
         if self._fs.stat(path) is None:
             return damage, 0
         if self._segment != number or damage:
@@ -159,7 +147,7 @@ class Stream:
             Kind.CHANNEL,
             site="receiver",
             on_entry=on_entry,
-            set_aside=set_aside,
+            set_aside=self._spool.set_aside,
             start=start,
         )
         self.next_seq = max(self.next_seq, self._writer.header.base)
@@ -203,7 +191,7 @@ class Stream:
         lane.head = lane.synced = after
         return max(0, lost)
 
-    def _mend_header(self, path: str, set_aside: SetAside) -> list[log.Damage]:
+    def _mend_header(self, path: str) -> list[log.Damage]:
         """Make a damaged segment header anew from the first entry, which names its log and its
         seq. Removes a file in which nothing is found; it is set aside unless it was empty."""
         fs = self._fs
@@ -219,15 +207,15 @@ class Stream:
                 fs.sync_dir(self._dir, "receiver.recover_dir")
                 if not data[FILE_HEADER_BYTES:].strip(b"\0"):
                     return []  # made just before a crash; nothing was ever in it
-                set_aside(path, 0, data)
+                self._spool.set_aside(path, 0, data)
                 self._skip_seqs(len(data))
                 return [log.Damage(0, len(data))]
-            set_aside(path, 0, data[:FILE_HEADER_BYTES])
+            self._spool.set_aside(path, 0, data[:FILE_HEADER_BYTES])
             note_at = FILE_HEADER_BYTES + ENTRY_BYTES
             note = entries.unpack_note(data[note_at : note_at + head.note_bytes])
             log_id = data[FILE_HEADER_BYTES + 12 : FILE_HEADER_BYTES + 28]
             header = FileHeader(
-                Kind.CHANNEL, log_id, self._spool_id, note["q"], self._clock.wall_ns()
+                Kind.CHANNEL, log_id, self._spool.spool_id, note["q"], self._spool.clock.wall_ns()
             )
             fs.write_at(fd, [entries.pack_file_header(header)], 0)
             # If we stop here: the header is damaged as before, or whole.
@@ -256,8 +244,8 @@ class Stream:
         assert writer is not None
         if self._run_frames >= COVER_FRAMES:
             self._cover(sealed=False)
-        boot_id, boot_ns = self._clock.boot_id(), self._clock.boot_ns()
-        wall_ns = self._clock.wall_ns()
+        clock = self._spool.clock
+        boot_id, boot_ns, wall_ns = clock.boot_id(), clock.boot_ns(), clock.wall_ns()
         seq = self.next_seq
         for one in staged:
             key = one.lane.key
@@ -377,9 +365,9 @@ class Stream:
             fs,
             path,
             Kind.CHANNEL,
-            log_id=self._urandom(16),
-            spool_id=self._spool_id,
-            wall_ns=self._clock.wall_ns(),
+            log_id=self._spool.urandom(16),
+            spool_id=self._spool.spool_id,
+            wall_ns=self._spool.clock.wall_ns(),
             site="receiver.segment",
             base=self.next_seq,
         )
@@ -402,7 +390,7 @@ class Stream:
                 if settled:
                     # Segments, and what lanes.log knew of them, were lost: the seqs of old claims
                     # must not meet new messages.
-                    jump = int.from_bytes(self._urandom(4), "little") + 1
+                    jump = int.from_bytes(self._spool.urandom(4), "little") + 1
                     self.next_seq = max(self.next_seq, jump << 24)
                 return
             finally:
@@ -410,7 +398,7 @@ class Stream:
         claims.create_claims(
             fs,
             path,
-            log_id=self._urandom(16),
-            spool_id=self._spool_id,
-            wall_ns=self._clock.wall_ns(),
+            log_id=self._spool.urandom(16),
+            spool_id=self._spool.spool_id,
+            wall_ns=self._spool.clock.wall_ns(),
         )

@@ -37,15 +37,13 @@ from droprd.core import entry as entries
 from droprd.core.entry import FILE_HEADER_BYTES, Kind
 from droprd.core.match import NumberedVoid, Run, drop_oldest, join
 from droprd.errors import BadData
-from droprd.model import GENESIS, MIB, Clock, Head, LaneKey
+from droprd.model import GENESIS, MIB, Head, LaneKey
 from droprd.spool import log
-from droprd.spool.fsops import Fs
-from droprd.spool.layout import Layout
+from droprd.spool.handle import Spool
 
 RUN_FRAMES_MAX = 4096
 CHECKPOINT_BYTES_MIN = 1 * MIB
 
-SetAside = Callable[[str, int, bytes], None]
 StreamKey = tuple[str, int]
 
 
@@ -92,28 +90,19 @@ class LaneMemory:
 class HeadLog:
     """The writer of lanes.log, and the way back through a lane's history."""
 
-    def __init__(
-        self,
-        fs: Fs,
-        layout: Layout,
-        clock: Clock,
-        urandom: Callable[[int], bytes],
-        spool_id: bytes,
-        match_frames: int,
-    ) -> None:
-        self._fs = fs
-        self._path = layout.inbox_lanes_log
-        self._inbox = layout.inbox
-        self._clock = clock
-        self._urandom = urandom
-        self._spool_id = spool_id
+    def __init__(self, spool: Spool, match_frames: int) -> None:
+        """`open` comes next."""
+        self._spool = spool
+        self._fs = spool.fs
+        self._path = spool.layout.inbox_lanes_log
+        self._inbox = spool.layout.inbox
         self.match_frames = match_frames
         self.memory = LaneMemory()
         self._by_index: list[Lane] = []
         self._checkpoint_bytes = 0
         self._writer: log.LogWriter
 
-    def open(self, set_aside: SetAside) -> list[log.Damage]:
+    def open(self) -> list[log.Damage]:
         """Read the log and go on with it, or begin one. Returns what was damaged in it.
 
         A file whose header cannot be read is set aside whole; what it knew is then found again by
@@ -132,7 +121,7 @@ class HeadLog:
                     Kind.LANES,
                     site="lanes",
                     on_entry=self._read,
-                    set_aside=set_aside,
+                    set_aside=self._spool.set_aside,
                 )
                 # Its name may be as young as its bytes.
                 fs.sync_dir(self._inbox, "lanes.recover_dir")
@@ -145,7 +134,7 @@ class HeadLog:
                     fs.close(fd)
                 if data[FILE_HEADER_BYTES:].strip(b"\0"):
                     damage = [log.Damage(0, found.size)]
-                    set_aside(self._path, 0, data)
+                    self._spool.set_aside(self._path, 0, data)
                 fs.unlink(self._path)
                 self.memory = LaneMemory()
                 self._by_index = []
@@ -157,9 +146,9 @@ class HeadLog:
             self._fs,
             path,
             Kind.LANES,
-            log_id=self._urandom(16),
-            spool_id=self._spool_id,
-            wall_ns=self._clock.wall_ns(),
+            log_id=self._spool.urandom(16),
+            spool_id=self._spool.spool_id,
+            wall_ns=self._spool.clock.wall_ns(),
             site="lanes",
         )
 

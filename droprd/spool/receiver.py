@@ -1,7 +1,7 @@
 """The receiver's side of the inbox: pushes in, synced heads out.
 
 Owns the inbox as its one writer: `droprd.spool.channelog` (segments), `headlog` (lanes.log) and
-`arrivals` (blobs) are its parts. Synchronous; files, clock and randomness are arguments.
+`arrivals` (blobs) are its parts. Synchronous; files, clock and randomness come with `Spool`.
 
     pending = store.push(peer, push, parts)     checked and taken into memory, or BadData
     batch = store.begin()                       all that waits; None if nothing does
@@ -27,8 +27,7 @@ Raises OSError, LogBroken, SpoolCorrupt; BadData for what a peer sent.
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,14 +35,14 @@ from droprd.core import match
 from droprd.core.ask import MatchAnswer, MatchRequest
 from droprd.core.frame import Frame
 from droprd.core.push import LaneAnswer, Push
-from droprd.model import GENESIS, Clock, Head, LaneKey
+from droprd.model import GENESIS, Head, LaneKey
 from droprd.spool import log
 from droprd.spool.arrivals import Arrivals
 from droprd.spool.channelog import Staged, Stream
-from droprd.spool.fsops import Fs
+from droprd.spool.handle import Spool
 from droprd.spool.headlog import HeadLog, Lane, StreamKey
 from droprd.spool.judging import Judge, Limits, PendingLane
-from droprd.spool.layout import Layout, segment_number
+from droprd.spool.layout import segment_number
 from droprd.spool.room import Room
 
 REFUSED_RETRY_S = 30
@@ -92,31 +91,21 @@ class Report(NamedTuple):
 class ReceiverStore:
     """The inbox, as its one writer sees it."""
 
-    def __init__(
-        self,
-        fs: Fs,
-        clock: Clock,
-        urandom: Callable[[int], bytes],
-        layout: Layout,
-        spool_id: bytes,
-        limits: Limits,
-    ) -> None:
+    def __init__(self, spool: Spool, limits: Limits) -> None:
         """Recover what is there. Raises: OSError, BadData."""
-        self.fs = fs
-        self.layout = layout
+        self.fs = spool.fs
+        self.layout = spool.layout
         self.limits = limits
+        self._spool = spool
         self.received = 0
-        self._clock = clock
-        self._urandom = urandom
-        self._spool_id = spool_id
-        self._heads = HeadLog(fs, layout, clock, urandom, spool_id, limits.match_frames)
+        self._heads = HeadLog(spool, limits.match_frames)
         self._streams: dict[StreamKey, Stream] = {}
         self._staged: dict[Stream, list[Staged]] = {}
         self._refused: list[Staged] = []
         self._in_flight: Batch | None = None
         self._broken: BaseException | None = None
-        self._room = Room(fs, layout)
-        self.blobs = Arrivals(fs, layout)
+        self._room = Room(self.fs, self.layout)
+        self.blobs = Arrivals(self.fs, self.layout)
         self.report = self._open()
         self._judge = Judge(self._heads.memory.lanes, self.blobs)
         self.recount()
@@ -125,12 +114,12 @@ class ReceiverStore:
         damage: list[Damaged] = []
         lost = 0
         path = self.layout.inbox_lanes_log
-        damage += [Damaged(path, d.start, d.end) for d in self._heads.open(self._set_aside)]
+        damage += [Damaged(path, d.start, d.end) for d in self._heads.open()]
         channels = self.layout.channels
         for channel in self.fs.listdir(channels):
             for priority in self.fs.listdir(f"{channels}/{channel}"):
                 stream = self._stream((channel, int(priority)))
-                found, gone = stream.open(self._set_aside)
+                found, gone = stream.open()
                 where = self.layout.stream(channel, int(priority))
                 damage += [Damaged(where, d.start, d.end) for d in found]
                 lost += gone
@@ -138,30 +127,10 @@ class ReceiverStore:
         self.fs.sync_dir(channels, "receiver.recover_dir")
         return Report(damage, lost)
 
-    def _set_aside(self, path: str, offset: int, data: bytes) -> None:
-        """Copy bytes that cannot be read to corrupt/, before they are cut or passed over."""
-        name = path[len(self.layout.root) + 1 :].replace("/", "~")
-        target = f"{self.layout.corrupt}/{name}-{offset}-{self._urandom(4).hex()}"
-        fd = self.fs.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            self.fs.write_at(fd, [data], 0)
-            self.fs.sync(fd, "receiver.set_aside")
-        finally:
-            self.fs.close(fd)
-        self.fs.sync_dir(self.layout.corrupt, "receiver.set_aside")
-
     def _stream(self, key: StreamKey) -> Stream:
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = Stream(
-                self.fs,
-                self.layout,
-                self._clock,
-                self._urandom,
-                self._spool_id,
-                self._heads,
-                key,
-            )
+            stream = self._streams[key] = Stream(self._spool, self._heads, key)
         return stream
 
     # -- what it knows ---------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from droprd.spool import log
 from droprd.spool.arrivals import PieceRefused
 from droprd.spool.clock import SystemClock
 from droprd.spool.fsops import OsFs
+from droprd.spool.handle import Spool
 from droprd.spool.judging import NOT_PERMITTED, TOO_LARGE, Limits, PeerLimits
 from droprd.spool.layout import Layout, make_spool
 from droprd.spool.receiver import ReceiverStore
@@ -114,7 +115,6 @@ class Node:
     root: str
     fs: OsFs = field(default_factory=OsFs)
     limits: Limits = field(default_factory=Limits)
-    urandom: Callable[[int], bytes] = os.urandom
 
     def __post_init__(self) -> None:
         self.layout = Layout(self.root)
@@ -123,9 +123,8 @@ class Node:
         self.store = self.open()
 
     def open(self) -> ReceiverStore:
-        self.store = ReceiverStore(
-            self.fs, SystemClock(), self.urandom, self.layout, b"R" * 16, self.limits
-        )
+        spool = Spool(self.fs, SystemClock(), os.urandom, self.layout, b"R" * 16)
+        self.store = ReceiverStore(spool, self.limits)
         return self.store
 
     def push(self, *parts: Part, peer: str = PEER, spool_id: bytes = SENDER) -> list[LaneAnswer]:
