@@ -25,6 +25,7 @@ import pycurl
 
 from droprd.errors import ConfigError
 from droprd.net.curlerrors import BROKEN, explain
+from droprd.net.resolve import Resolver
 from droprd.net.transport import (
     ANSWER_BYTES_MAX,
     FileRange,
@@ -44,7 +45,6 @@ _IDLE_S = 8
 _EXPECT_S = 10
 _HANDLES_KEPT = 16
 _UNSENT_BYTES_MAX = 128 * 1024
-_QUICK_EXIT = 322  # CURLOPT_QUICK_EXIT, which pycurl does not name
 
 
 class Body:
@@ -140,6 +140,7 @@ class CurlTransport:
 
     def __init__(self, options: TransportOptions | None = None) -> None:
         self._options = options or TransportOptions()
+        self._resolver = Resolver()
         self._multi: pycurl.AsyncCurlMulti | None = None
         self._idle: list[pycurl.Curl] = []
         self._bodies: set[Body] = set()
@@ -155,6 +156,11 @@ class CurlTransport:
             return await self._once(request, fresh=True)
 
     async def _once(self, request: Request, *, fresh: bool) -> Reply:
+        resolved = None
+        if scheme_of(request.url) != "unix":
+            resolved = await self._resolver.entry(request.url, request.connect_timeout_s)
+            if self._closed:
+                raise TransportError("local", "the transport is closed")
         if self._multi is None:
             self._multi = pycurl.AsyncCurlMulti()
             self._multi.setopt(pycurl.M_MAXCONNECTS, self._options.connections_max)
@@ -165,7 +171,7 @@ class CurlTransport:
         reusable = False
         self._bodies.add(body)
         try:
-            self._prepare(curl, request, body, answer, fresh)
+            self._prepare(curl, request, body, answer, fresh, resolved)
             future = multi.add_handle(curl)
             try:
                 await future
@@ -195,7 +201,13 @@ class CurlTransport:
                 curl.close()
 
     def _prepare(
-        self, curl: pycurl.Curl, request: Request, body: Body, answer: _Answer, fresh: bool
+        self,
+        curl: pycurl.Curl,
+        request: Request,
+        body: Body,
+        answer: _Answer,
+        fresh: bool,
+        resolved: str | None,
     ) -> None:
         set_option = curl.setopt
         scheme = scheme_of(request.url)
@@ -244,8 +256,8 @@ class CurlTransport:
         set_option(pycurl.MAXAGE_CONN, _IDLE_S)
         set_option(pycurl.SOCKOPTFUNCTION, _tune)
         set_option(pycurl.TCP_KEEPALIVE, 1)
-        # A name server that does not answer must not hold the loop when the request is given up.
-        set_option(_QUICK_EXIT, 1)
+        if resolved is not None:
+            set_option(pycurl.RESOLVE, [resolved])
         if fresh:
             set_option(pycurl.FRESH_CONNECT, 1)
         if scheme == "https":
@@ -276,6 +288,8 @@ class CurlTransport:
         if reused and not fresh and not curl.getinfo(pycurl.RESPONSE_CODE):
             raise _StaleConnection from error
         kind, why, hint = explain(code, str(text), curl, request, self._options)
+        if kind in ("connect", "timeout"):
+            self._resolver.forget()
         if body.fault:
             kind, why, hint = "local", body.fault, "run droprctl fsck"
         elif answer.too_long:

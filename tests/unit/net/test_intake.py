@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 
 import pytest
 
@@ -342,6 +343,40 @@ def test_a_peer_has_only_so_many_requests_at_once() -> None:
             assert (await here.ask()).status == 429
             clients[0].writer.write(b"x" * 9)
             assert (await clients[0].reply()).status == 200
+            assert (await here.ask()).status == 200
+
+    run(test)
+
+
+def test_spoilt_requests_are_refused_or_taken_and_never_fail() -> None:
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    good = (
+        b"POST /v1/push HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+        b"Droprd-Version: 1\r\nContent-Length: 3\r\n\r\nabc"
+    )
+    junk = [b"\r\n", b"\0", b"\xff", b"0", b" ", b":", b"Content-Length: 9\r\n", b"\r", b"\n", b","]
+
+    async def test() -> None:
+        async with serving() as here:
+            for n in range(400):
+                spoilt = bytearray(good)
+                for _ in range(rng.randint(1, 3)):
+                    at = rng.randrange(len(spoilt))
+                    end = at + rng.randint(0, 2)
+                    spoilt[at:end] = rng.choice(junk)
+                client = await here.connect()
+                client.writer.write(spoilt)
+                client.writer.write_eof()
+                said = await client.reader.read()
+                client.writer.close()
+                told = f"seed {seed}, request {n}: {bytes(spoilt)!r} got {said[:100]!r}"
+                assert not said or said[9:12] == b"200" or b"400" <= said[9:12] < b"500", told
+            for _, peer, body in here.service.calls:
+                assert peer == "hamburg", seed
+                assert len(body) <= 9, seed
+            await until(lambda: here.listener.connections == 0)
+            assert here.listener.intake.in_flight == 0
             assert (await here.ask()).status == 200
 
     run(test)
