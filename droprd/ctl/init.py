@@ -141,6 +141,12 @@ def init(
             with contextlib.suppress(OSError):
                 step()
         raise
+    shared = shared_rights()
+    if shared is not None:
+        session.say(
+            f"the spool belongs to uid {shared.uid}, which must be a member of {SEND_GROUP} and "
+            f"{RECEIVE_GROUP}; so must users whose programs send or receive"
+        )
     mount = mount_of(root)
     if mount is not None and mount.unsafe:
         session.say(
