@@ -28,7 +28,7 @@ from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.handle import Spool
 from droprd.spool.journalfile import left_behind
-from droprd.spool.lanes import LaneFiles
+from droprd.spool.lanes import WRITERS_MAX, LaneFiles
 from droprd.spool.layout import split_journal_name, split_outbox_blob_name
 from droprd.spool.senderlog import SenderLog
 
@@ -108,7 +108,13 @@ class Merger:
         bad: list[tuple[str, int, Sequence[int]]] = []
         parts: dict[Lane, _Part] = {}
         taken = 0
+        is_crowded = False
         for index, item in in_order([iter(r) for r in reads], self._boots, now_ns, bytes_max):
+            lane = item.frame.lane
+            part = parts.get(lane)
+            if part is None and len(parts) == WRITERS_MAX:
+                is_crowded = True  # one more lane would close the file of one of these
+                break
             taken += item.size
             start, end = reads[index].took(item)
             if runs and runs[-1][0] == index:
@@ -117,8 +123,6 @@ class Merger:
                 runs.append((index, start, end))
             if item.bad:
                 bad.append((sources[index].name, item.offset, item.bad))
-            lane = item.frame.lane
-            part = parts.get(lane)
             if part is None:
                 part = parts[lane] = _Part(*self._lanes.writer(self._log.state.lane(lane)))
             part.append(item)
@@ -146,7 +150,7 @@ class Merger:
             self._log.commit()
         result.lanes = list(parts)
         result.messages = sum(p.messages for p in parts.values())
-        result.more = taken >= bytes_max
+        result.more = is_crowded or taken >= bytes_max
         result.unmerged_bytes = self.unmerged_bytes()
         return result
 

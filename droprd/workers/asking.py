@@ -75,6 +75,10 @@ class Asking:
         if not self._under_way:
             await self._transports.aclose()
 
+    def forget_token(self) -> None:
+        """Read the token's file again before the next request."""
+        self._token = None
+
     async def ask(
         self,
         address: int,

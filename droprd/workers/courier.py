@@ -26,18 +26,19 @@ from typing import Any, Protocol
 
 from droprd import logs
 from droprd.core import ask
-from droprd.core.judgement import BLAMED_IN_A_ROW_MAX
+from droprd.core.judgement import BLAMED_IN_A_ROW_MAX, Judgement
 from droprd.core.peerflow import Line, PeerFlow, Ticket
 from droprd.core.push import VERSION
 from droprd.core.schedule import Batch, Schedule
 from droprd.errors import BadData
-from droprd.model import PRIORITY_MAX, Clock, Lane
+from droprd.model import MIB, PRIORITY_MAX, Clock, Lane
 from droprd.net.transport import Piece
 from droprd.settings.values import PeerSettings
 from droprd.workers.asking import Asking, Failure
 
 CLOCKS_APART_NS = 300 * 10**9
 LANES_SHOWN_MAX = 20
+REFUSED_LATELY_S = 300.0
 
 log = logging.getLogger("droprd.sender")
 
@@ -100,10 +101,12 @@ class Courier:
         self.delivered = 0
         self.faults: dict[Lane, str] = {}
         self.clock_apart_ns: int | None = None
+        self.hello_at = float("-inf")
         self._node = node
         self._loop = asyncio.get_running_loop()
         self._progress = progress
         self._local_socket = local_socket
+        self._settings: PeerSettings | None = None
         self._rng = random.SystemRandom().random
         self._asking = Asking(peer, PeerSettings(), ())
         self.flow = PeerFlow(self._rng, self._loop.time())
@@ -114,12 +117,14 @@ class Courier:
         self._token: str | None = None
         self._leaving = False
         self._waiting_since: float | None = None
+        self._refused_at = float("-inf")
         self._greeted = False
 
     # What is known of the peer from outside.
 
     def configure(self, settings: PeerSettings | None) -> None:
         """Take the peer's settings; None: it is not configured (any more)."""
+        self._settings = settings
         settings = settings or PeerSettings()
         addresses = settings.addresses
         if self.peer == self._node.name and self._local_socket:
@@ -137,6 +142,15 @@ class Courier:
         self._greeted = False
         self._spawn(self._asking.retire())
         self._asking = Asking(self.peer, settings, addresses)
+
+    def reconfigure(self, settings: PeerSettings | None) -> None:
+        """Take new settings if they are new; the token may have changed in any case."""
+        if settings == self._settings:
+            self._asking.forget_token()
+            if self.flow.failures:
+                self.retry()
+        else:
+            self.configure(settings)
 
     def stand(
         self, *, paused: bool, draining: bool, pauses: Sequence[tuple[str, int | None]]
@@ -159,6 +173,11 @@ class Courier:
         """Try now, whatever was waited for; greet if there is nothing else to say."""
         self.flow.retry(self._loop.time())
         self.schedule.retry()
+        self._greeted = False
+        self.pump()
+
+    def greet(self) -> None:
+        """Say hello once more when that is possible: clocks are to be compared."""
         self._greeted = False
         self.pump()
 
@@ -228,7 +247,7 @@ class Courier:
                 job.method,
                 job.path,
                 job.pieces,
-                careful=job.careful,
+                careful=job.careful or self._lately_refused(job.size),
                 lanes=len(job.lanes),
             )
         except asyncio.CancelledError:
@@ -237,6 +256,8 @@ class Courier:
             raise
         now = self._loop.time()
         if isinstance(reply, Failure):
+            if reply.judgement is Judgement.WAIT:
+                self._refused_at = now
             if reply.blames(job.frames):
                 self._blame(flow, ticket, job, reply.text, now)
             else:
@@ -252,6 +273,10 @@ class Courier:
         self._blamed = 0
         flow.accepted(ticket, now)
         self._progress()
+
+    def _lately_refused(self, size: int) -> bool:
+        """Whether a 503 or 507 is likely, and better seen before a large body is sent."""
+        return size > MIB and self._loop.time() - self._refused_at < REFUSED_LATELY_S
 
     def _blame(self, flow: PeerFlow, ticket: Ticket, job: Job, why: str, now: float) -> None:
         self._blamed += 1
@@ -285,6 +310,7 @@ class Courier:
             return
         apart = answer.wall_ns - node.clock.wall_ns()
         self.clock_apart_ns = apart
+        self.hello_at = now
         if abs(apart) > CLOCKS_APART_NS:
             logs.event(log, logging.WARNING, "clocks differ", peer=self.peer, seconds=apart / 1e9)
         if answer.node != self.peer:
