@@ -92,7 +92,7 @@ class BodyReader:
     def __init__(self, request: web.BaseRequest, length: int, limits: Limits) -> None:
         self._content = request.content
         self._clock = asyncio.get_running_loop().time
-        self._left = length
+        self.left = length  # bytes still to be read
         self._window_s = limits.body_window_s
         self._window_bytes = limits.body_rate_min * limits.body_window_s
         self._waited_s = 0.0
@@ -100,7 +100,7 @@ class BodyReader:
 
     async def read(self) -> bytes:
         """See `Reader.read`."""
-        if not self._left:
+        if not self.left:
             return b""
         begun = self._clock()
         try:
@@ -109,7 +109,7 @@ class BodyReader:
         except TimeoutError:
             if self._got < self._window_bytes:
                 raise Refused(
-                    408, "too_slow", TITLES["too_slow"], f"{self._left} bytes are missing"
+                    408, "too_slow", TITLES["too_slow"], f"{self.left} bytes are missing"
                 ) from None
             self._waited_s, self._got = 0.0, 0
             return await self.read()
@@ -120,7 +120,7 @@ class BodyReader:
             raise ConnectionResetError("the peer broke the request off")
         self._waited_s += self._clock() - begun
         self._got += len(data)
-        self._left -= len(data)
+        self.left -= len(data)
         return data
 
     async def whole(self) -> bytes:
@@ -235,7 +235,11 @@ class Intake:
                 request.writer.output_size = 0  # an answer may still replace this one
             reader = BodyReader(request, length, self._limits)
             if piece is not None:
-                return await self._service.blob(peer, piece, reader)
+                answer = await self._service.blob(peer, piece, reader)
+                if reader.left and answer.status == 200:
+                    # Nothing of it was wanted. A client sends on after a 200, but stops at a 409.
+                    return answer._replace(status=409)
+                return answer
             body = await reader.whole()
             if kind == "push":
                 return await self._service.push(peer, body)

@@ -25,6 +25,7 @@ class Recorder:
     admitted: list[tuple[str, str, int]] = field(default_factory=list)
     refuse: Refused | None = None
     then: Callable[[], Coroutine[Any, Any, Answer | None]] | None = None
+    reads_blobs: bool = True
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def admit(self, peer: str, kind: RequestKind, length: int) -> None:
@@ -50,7 +51,7 @@ class Recorder:
     async def blob(self, peer: str, piece: BlobPiece, reader: Reader) -> Answer:
         got = 0
         largest = 0
-        while data := await reader.read():
+        while self.reads_blobs and (data := await reader.read()):
             got += len(data)
             largest = max(largest, len(data))
         return await self._call("blob", peer, piece, got, largest)

@@ -10,7 +10,9 @@ import pytest
 
 from droprd.errors import BadData, SpoolFull
 from droprd.net.intake import Limits
+from droprd.net.push import CurlTransport
 from droprd.net.service import Answer, BlobPiece, Refused
+from droprd.net.transport import Request
 from droprd.testing.serving import GOOD, Client, Recorder, run, serving, until
 
 BLOB = "/v1/blobs/" + "ab" * 16 + "/" + "cd" * 16
@@ -44,6 +46,23 @@ def test_a_blob_is_handed_on_in_pieces_as_it_arrives() -> None:
             assert piece == BlobPiece(b"\xab" * 16, b"\xcd" * 16, 100, len(body), 10_000_000)
             assert got == len(body)
             assert largest <= 4 << 20
+
+    run(test)
+
+
+def test_a_blob_that_is_not_wanted_is_stopped_by_a_409() -> None:
+    async def test() -> None:
+        async with serving(service=Recorder(reads_blobs=False)) as here:
+            transport = CurlTransport()
+            url = f"http://127.0.0.1:{here.port}"
+            path = f"{BLOB}?offset=0&size={64 << 20}"
+            request = Request(
+                "PUT", url, path, [bytes(64 << 20)], "secret", {"Droprd-Version": "1"}
+            )
+            reply = await transport.exchange(request)
+            assert (reply.status, reply.body) == (409, b"done")
+            assert reply.bytes_sent < 32 << 20
+            await transport.aclose()
 
     run(test)
 
