@@ -91,8 +91,7 @@ class Arrival:
         """End this request; a blob that is complete is synced. Returns how much is there."""
         try:
             if self.have == self._size and self._blobs.is_current(self._key, self):
-                self._blobs.fs.sync(self._fd, "arrivals.put")
-                self._blobs.mark_synced(self._key)
+                self._blobs.sync(self._key, self._fd)
         finally:
             self._blobs.fs.close(self._fd)
             self._blobs.ended(self._key, self)
@@ -180,8 +179,15 @@ class Arrivals:
         else:
             sums.add(data)
 
-    def mark_synced(self, key: BlobKey) -> None:
-        """The bytes that were summed up are on stable storage."""
+    def sync(self, key: BlobKey, fd: int) -> None:
+        """Bring a whole blob to stable storage. If that fails it is deleted, to be sent afresh into
+        another file: a second sync of this one might succeed and hide what was lost."""
+        try:
+            self.fs.sync(fd, "arrivals.put")
+        except OSError:
+            self._sums.pop(key, None)
+            self.fs.unlink(self._layout.inbox_blob_part(*key))
+            raise
         if key in self._sums:
             self._sums[key].synced = True
 
@@ -193,6 +199,12 @@ class Arrivals:
         May read all of it. A whole one gets its name; one that does not match is deleted.
         Raises: OSError; BadData if a blob of that name belongs to another frame.
         """
+        try:
+            return self._missing(peer, frame)
+        except FileNotFoundError:  # another request was just here
+            return self._missing(peer, frame)
+
+    def _missing(self, peer: str, frame: Frame) -> int | None:
         info = frame.info
         found = self.fs.stat(self._layout.inbox_blob(peer, info.frame_id))
         if found is not None:
@@ -208,7 +220,7 @@ class Arrivals:
             return found.size  # its last request has not ended
         sums = self._sums.pop(key, None)
         if sums is None or not sums.synced or sums.size != found.size:
-            sums = self._read(path)
+            sums = self._read(key, path)
         if (
             sums.size != info.bodies_bytes
             or sums.crc != frame.crcs[0]
@@ -221,12 +233,12 @@ class Arrivals:
         self.fs.sync_dir(self._layout.inbox_blobs, "arrivals.whole")
         return None
 
-    def _read(self, path: str) -> _Sums:
+    def _read(self, key: BlobKey, path: str) -> _Sums:
         """The checksums of what is on stable storage under this name."""
         sums = _Sums()
         fd = self.fs.open(path, os.O_RDWR)
         try:
-            self.fs.sync(fd, "arrivals.put")
+            self.sync(key, fd)
             while data := self.fs.read_at(fd, CHUNK_BYTES, sums.size):
                 sums.add(data)
         finally:

@@ -145,6 +145,12 @@ class ReceiverStore:
         lane = self._heads.memory.lanes.get(key)
         return GENESIS if lane is None else lane.synced
 
+    def configure(self, limits: Limits) -> None:
+        """Other limits from now on. Nothing may be staged or under way."""
+        self.limits = limits
+        self._heads.match_frames = limits.match_frames
+        self.recount()
+
     # -- pushes ----------------------------------------------------------------------------------
 
     def push(self, peer: str, push: Push, parts: Sequence[memoryview]) -> Pending:
