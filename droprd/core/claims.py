@@ -117,6 +117,19 @@ class Claims:
         yield from self.ready
         yield self.fresh, None, FRESH_WAIT
 
+    def idle(self, first: int, end: int) -> list[Range]:
+        """What of `first` to `end` is neither leased nor settled nor dead."""
+        found = [(a, b) for a, b, _ in self.ready.between(first, end)]
+        found += [(a, b) for a, b, _ in self.delayed.between(first, end)]
+        if end > self.fresh:
+            found.append((max(first, self.fresh), end))
+        return sorted(found)
+
+    def pieces(self) -> int:
+        """How many ranges this state consists of: what a snapshot of it costs."""
+        leased = sum(len(lease.open) for lease in self.leases.values())
+        return len(self.ready) + len(self.delayed) + len(self.dead) + leased
+
     def offers(self, now: Now) -> bool:
         """Whether a message that was touched before can be leased again."""
         self._promote(now)

@@ -108,13 +108,17 @@ class ChannelReader:
             pass
         return segment.seq
 
-    def read(self, seq: int) -> Iterator[Stored]:
-        """The frames from the one that holds `seq` on; of those gone, what comes after them."""
+    def read(self, seq: int, *, parse: bool = True) -> Iterator[Stored]:
+        """The frames from the one that holds `seq` on; of those gone, what comes after them.
+
+        Without `parse` only frames with a time to live are read whole; of the others, all that is
+        told are their seqs and places.
+        """
         segment = self._holding(seq)
         while segment is not None:
             at, offset = segment.near(seq)
             self._publish(segment)
-            yield from self._walk(segment, at, offset, parse=True, seek=seq)
+            yield from self._walk(segment, at, offset, parse=parse, seek=seq)
             if segment.offset < segment.published:
                 return  # the end of it cannot be read, and nobody knows yet where it ends
             following = self._after(segment.number)
@@ -252,6 +256,7 @@ class ChannelReader:
     ) -> Iterator[Stored]:
         """What lies in one segment from `offset` on; of entries wholly before `seek`, nothing."""
         number = segment.number
+        unsure = False  # the count of the frame before this one is unchecked
         while offset < segment.published:
             last = self._last
             if parse and last is not None and last[0] == number and last[1] == offset:
@@ -277,14 +282,15 @@ class ChannelReader:
                     try:
                         passed = seq < seek or not parse
                         if passed:
-                            first = _seq(note)
-                            stored = Stored(first, first + frames.peek(frame).messages, place)
-                            passed = stored.end <= seek or not parse
+                            first, info = _seq(note), frames.peek(frame)
+                            stored = Stored(first, first + info.messages, place)
+                            passed = stored.end <= seek or not (parse or info.ttl_ms)
                         if not passed:
                             stored = read_stored(note, frame, place)
                             self._last = (number, offset, stored, end)
-                        if stored.first < seq:
+                        if stored.first < seq and not unsure:
                             raise BadData("its seqs were given out before")
+                        unsure = passed
                         if stored.first > max(seq, seek):
                             yield Stored(max(seq, seek), stored.first)
                     except BadData as error:

@@ -162,6 +162,9 @@ class ClaimsFile:
             return False
         self._check_sound()
         end = self.end
+        self._synced = max(self._synced, min(end, log.read_published(self._fs, fd)))
+        if end <= self._synced:
+            return False  # somebody else has done it
         try:
             self._fs.sync(fd, "claims.sync")
         except OSError:
@@ -201,6 +204,29 @@ class ClaimsFile:
         finally:
             writer.close()
         self.close()
+
+    def salvage(self, log_id: bytes, spool_id: bytes, wall_ns: int) -> bytes:
+        """Replace a file that cannot be read by what its readable part says. The janitor's.
+
+        Returns the bytes of the damaged file, to be kept. Messages settled after the damage come
+        again. Raises: OSError, SpoolBusy.
+        """
+        fs = self._fs
+        self.close()
+        fd = fs.open(self.path, os.O_RDWR)
+        try:
+            if not fs.lock(fd, LOCK_TIMEOUT_S):
+                raise SpoolBusy(f"{self.path} is locked")
+            data = fs.read_at(fd, fs.size(fd), 0)
+            found = fs.stat(self.path)
+            if found is None or found.file != fs.file_of(fd):
+                return b""  # replaced already
+            self._header = FileHeader(Kind.CLAIMS, log_id, spool_id, 0, wall_ns)
+            self.state = _readable_part(data, self._boot_id)
+            self.replace(log_id, wall_ns)
+        finally:
+            fs.close(fd)
+        return data
 
     def close(self) -> None:
         """Close the file and forget the state; the next use reads it afresh.
@@ -299,3 +325,24 @@ class ClaimsFile:
             why=why,
             hint="droprd sets it aside and begins a new one; unsettled messages come again",
         )
+
+
+def _readable_part(data: bytes, boot_id: bytes) -> Claims:
+    """The state up to the first note that cannot be read or applied."""
+    state = Claims(boot_id)
+    try:
+        log_id = entries.parse_file_header(data).log_id
+    except BadData:
+        return state
+    at = FILE_HEADER_BYTES
+    while True:
+        head = entries.parse_entry(data, at, log_id, at)
+        if head is None:
+            return state
+        note_at = at + ENTRY_BYTES
+        try:
+            state.apply(entries.unpack_note(data[note_at : note_at + head.note_bytes]))
+        except BadData:
+            # It may have been applied in part: begin again, and stop before it.
+            return _readable_part(data[:at], boot_id)
+        at = head.end
