@@ -4,6 +4,7 @@
     status  why {peer}  health  list_peers  what is so
     pause {target, receiving, for_s, reason}  resume {target}  drain {target}
     retry {peer}  peer_reset {peer, mode}   passed on to the sender
+    accept_clock                            passed on to all workers
     reload  restart {worker}  stop          the daemon itself
 
 A target is "", PEER, PEER/CHANNEL or PEER/CHANNEL/PRIORITY. What changes the node is on disk
@@ -46,6 +47,7 @@ def methods(angel: Angel) -> dict[str, Method]:
         "drain": Method(commands.drain, deadline_s=GATE_WITHIN_S + 5),
         "retry": Method(commands.retry),
         "peer_reset": Method(commands.peer_reset, deadline_s=RESET_DEADLINE_S),
+        "accept_clock": Method(commands.accept_clock),
         "reload": Method(commands.reload, deadline_s=RELOAD_DEADLINE_S),
         "restart": Method(commands.restart),
         "stop": Method(commands.stop),
@@ -199,6 +201,9 @@ class _Commands:
                 hint=f"droprctl peer reset {peer} --replay, or --continue",
             )
         self._sender(call, "peer_reset", {"peer": peer, "mode": mode}, RESET_DEADLINE_S - 5)
+
+    def accept_clock(self, call: Call) -> None:
+        self._angel.tell("accept_clock", {}, lambda told: call.answer({"workers": sorted(told)}))
 
     def _sender(
         self, call: Call, method: str, params: Mapping[str, Any], deadline_s: float

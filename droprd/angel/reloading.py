@@ -11,29 +11,41 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from droprd import logs
 from droprd.angel import sockets
 from droprd.angel.configuration import read_settings
+from droprd.angel.loop import Loop
 from droprd.angel.process import Worker
 from droprd.core import rpc
 from droprd.core.restart import State
 from droprd.errors import ConfigError, DroprdError
 from droprd.settings.values import Settings
 
-if TYPE_CHECKING:
-    from droprd.angel.angel import Angel
-
 log = logging.getLogger("droprd.angel")
 
 Reloaded = Callable[[dict[str, Any] | DroprdError], None]
 
 
+class Reloadable(Protocol):
+    """What gets another configuration: the angel."""
+
+    loop: Loop
+    state: str
+    settings: Settings
+    listening: list[sockets.Listening]
+    workers: dict[str, Worker]
+
+    def renew(self, settings: Settings, listening: list[sockets.Listening]) -> None:
+        """Work by other settings and listen elsewhere from now on."""
+        ...
+
+
 class Reloading:
     """Those who asked for a reload, served one after another."""
 
-    def __init__(self, angel: Angel) -> None:
+    def __init__(self, angel: Reloadable) -> None:
         self._angel = angel
         self._asked: deque[Reloaded] = deque()
 

@@ -154,7 +154,7 @@ def _bind_unix(sock: socket.socket, path: str, mode: int, gid: int | None = None
     """
     if answering_pid(path) is not None:
         raise OSError(errno.EADDRINUSE, "somebody answers there", path)
-    temporary = f"{path}~"
+    temporary = f"{path[:-1]}~"  # no longer than the path: a Unix socket's has 107 bytes at most
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     sock.bind(temporary)

@@ -204,7 +204,7 @@ def _room(status: Map, limits: Thresholds) -> list[Reason]:
 def _losses(status: Map, limits: Thresholds) -> list[Reason]:
     result = []
     if status.get("corrupt"):
-        text = f"{status['corrupt']} promised pieces could not be read and lie below corrupt/"
+        text = f"{status['corrupt']} promised bytes could not be read and lie below corrupt/"
         result.append(Reason(Level.CRITICAL, "corrupt", "spool", text, "droprctl fsck"))
     dead = status.get("dead_letters", 0)
     if dead >= limits.dead_letters_warning:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from droprd.ctl.control import Control
 from droprd.errors import NotAnswering
+from droprd.net.control import Control
 from droprd.spool.fsops import OsFs
 from droprd.spool.layout import make_spool
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from droprd.ctl.control import Control
 from droprd.errors import DroprdError, UnknownPeer, UsageError
+from droprd.net.control import Control
 from droprd.spool import state
 from droprd.spool.fsops import OsFs
 from droprd.spool.layout import Layout
