@@ -218,7 +218,12 @@ def list_(session: Session) -> int:
             raise
         state, code = "stopped", EXIT_NO_DAEMON
         peers = _peers_of_files(session)
-    rows = [{"name": name, **about} for name, about in peers.items()]
+    # Of a peer that was removed only what waits for it is of interest.
+    rows = [
+        {"name": name, **about}
+        for name, about in peers.items()
+        if about["state"] != "unconfigured" or about["queued"]
+    ]
     if session.as_json:
         session.emit({"state": state, "peers": rows})
         return code
