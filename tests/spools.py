@@ -1,8 +1,9 @@
-"""Spools for tests: a node without its daemon, and what lies in its journals."""
+"""Spools for tests: a node without its daemon, what lies in its journals, and a faulty disk."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from droprd.core import frame as frames
 from droprd.settings.published import public_map
 from droprd.settings.values import Settings
 from droprd.spool import journalfile, log
-from droprd.spool.fsops import OsFs
-from droprd.spool.layout import Layout, make_spool
+from droprd.spool.clock import SystemClock
+from droprd.spool.fsops import Buffer, OsFs
+from droprd.spool.journal import Journal
+from droprd.spool.layout import Layout, make_spool, read_version
 from droprd.spool.state import read_public, write_public
 
 FS = OsFs()
@@ -85,3 +88,52 @@ def bodies_by_id(layout: Layout, *, published: bool = True) -> dict[str, bytes]:
             else:
                 found[message_id] = bytes(frame.body(index))
     return found
+
+
+class FaultyFs(OsFs):
+    """Fails where it is told to: `fail(operation, site or bytes)` returns an errno or None."""
+
+    def __init__(self) -> None:
+        self.fail: Callable[[str, str, int], int | None] = lambda operation, site, size: None
+        self.syncs: list[str] = []
+
+    def _try(self, operation: str, site: str = "", size: int = 0) -> None:
+        code = self.fail(operation, site, size)
+        if code is not None:
+            raise OSError(code, os.strerror(code))
+
+    def write_at(self, fd: int, pieces: Sequence[Buffer], offset: int) -> None:
+        size = sum(map(len, pieces))
+        try:
+            self._try("write", "", size)
+        except OSError:
+            super().write_at(fd, [b"".join(pieces)[: size // 2]], offset)
+            raise
+        super().write_at(fd, pieces, offset)
+
+    def truncate(self, fd: int, length: int) -> None:
+        self._try("truncate")
+        super().truncate(fd, length)
+
+    def sync(self, fd: int, site: str) -> None:
+        self.syncs.append(site)
+        self._try("sync", site)
+        super().sync(fd, site)
+
+    def sync_dir(self, path: str, site: str) -> None:
+        self.syncs.append(site)
+        self._try("sync", site)
+        super().sync_dir(path, site)
+
+
+class Producer:
+    """Journals on one spool, and the faulty disk under them."""
+
+    def __init__(self, path: Path) -> None:
+        self.layout = new_spool(path, "berlin")
+        self.fs = FaultyFs()
+        self.spool_id = read_version(self.fs, self.layout.root).spool_id
+
+    def journal(self, **more: int) -> Journal:
+        more.setdefault("uid", os.geteuid())
+        return Journal(self.fs, SystemClock(), os.urandom, self.layout, self.spool_id, **more)

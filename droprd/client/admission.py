@@ -30,6 +30,7 @@ from droprd.spool.state import read_gauges
 
 LOOK_EVERY_NS = 500_000_000
 LOOK_EVERY_BYTES = 8 * MIB
+SPARE_PART = 8  # of the room left; several producers may write ahead at once
 
 
 def lane_for(public: Public, to: str, channel: str, priority: int) -> Lane:
@@ -114,6 +115,10 @@ class Room:
             raise self._full(self._why)
         self._left -= size
         self._taken += size
+
+    def spare_bytes(self) -> int:
+        """How much may be written ahead without getting near the reserve."""
+        return max(0, self._left // SPARE_PART)
 
     def _look(self, public: Public) -> None:
         free, total = self._fs.free_bytes(self._layout.journals)

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from droprd.client.admission import check_not_draining
+from droprd.client.admission import Room, check_not_draining
 from droprd.core.frame import new_frame_id
 from droprd.errors import DroprdError, SendInDoubt, SpoolBusy, UsageError
 from droprd.model import MIB, Clock
@@ -48,10 +48,12 @@ class Commits:
         layout: Layout,
         spool_id: bytes,
         published: Published,
+        room: Room,
         *,
         uid: int,
     ) -> None:
         self._fs = fs
+        self._room = room
         self._clock = clock
         self._urandom = urandom
         self._layout = layout
@@ -59,6 +61,7 @@ class Commits:
         self._journal = Journal(fs, clock, urandom, layout, spool_id, uid=uid)
         self._bell = Bell(layout.bell)
         self._gate: int | None = None
+        self._closed = False
         self._new_locks()
 
     def _new_locks(self) -> None:
@@ -81,6 +84,10 @@ class Commits:
             finally:
                 self._owner = None
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this Outbox is closed", hint="make a new one")
+
     # -- putting -------------------------------------------------------------------------------
 
     def put(self, put: Put) -> list[str]:
@@ -88,6 +95,7 @@ class Commits:
         self._waiting.append(put)
         try:
             with self._alone():
+                self._check_open()
                 while not put.done:
                     # Empty only if an interrupt took our put out of the queue and went no further.
                     self._commit(self._batch() or [put])
@@ -115,6 +123,7 @@ class Commits:
             try:
                 admitted = self._not_drained(batch)
                 if admitted:
+                    self._journal.spare_bytes = self._room.spare_bytes()
                     self._journal.commit(admitted)
             finally:
                 if self._gate is not None:
@@ -165,6 +174,7 @@ class Commits:
     def blobs(self) -> Iterator[BlobMaker]:
         """For one put: makes its blobs; those that no frame names in the end are removed."""
         with self._alone():
+            self._check_open()
             journal = self._journal.pin()
         maker = BlobMaker(self._fs, self._clock, self._urandom, self._layout, journal)
         try:
@@ -182,8 +192,9 @@ class Commits:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the journal, once the send in flight is over."""
+        """Let go of the journal, once the commit in flight is over; no more puts after that."""
         with self._alone():
+            self._closed = True
             self._journal.close()
             self._close_rest()
 

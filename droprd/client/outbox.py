@@ -62,7 +62,6 @@ class Outbox:
             None if config is None else os.fspath(config),
             spool=None if spool is None else os.fspath(spool),
         )
-        self._closed = False
         self._fs = OsFs()
         layout = Layout(node.spool)
         facts = read_version(self._fs, node.spool)
@@ -76,6 +75,7 @@ class Outbox:
             layout,
             facts.spool_id,
             self._published,
+            self._room,
             uid=os.geteuid(),
         )
         self._layout = layout
@@ -194,11 +194,12 @@ class Outbox:
             check_size(public, to, size)
             if size <= BODIES_BYTES_MAX:
                 body = self._fs.read_at(fd, BODIES_BYTES_MAX + 1, 0)
-                size = len(body)
-                if size <= BODIES_BYTES_MAX:
+                if len(body) <= BODIES_BYTES_MAX:
                     put = Put(lane, [body], values, ttl_ms=ttl_ms, delay_ms=delay_ms)
                     self._take_room(public, put.size)
                     return self._commits.put(put)[0]
+                size = os.fstat(fd).st_size  # it has grown since
+                check_size(public, to, size)
             self._take_room(public, size)
             with self._commits.blobs() as blobs:
                 blob = blobs.from_file(fd, size)
@@ -209,10 +210,8 @@ class Outbox:
 
     def close(self) -> None:
         """Let go of the journal. All that was accepted stays; closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._finish()
-            _open_outboxes.discard(self)
+        self._finish()
+        _open_outboxes.discard(self)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -247,8 +246,6 @@ class Outbox:
             return self._commits.put(Put(lane, mixed, values, ttl_ms=ttl_ms, delay_ms=delay_ms))
 
     def _admit(self, to: str, channel: str, priority: int) -> tuple[Public, Lane]:
-        if self._closed:
-            raise UsageError("this Outbox is closed", hint="make a new one")
         public = self._published.get()
         return public, lane_for(public, to, channel, priority)
 

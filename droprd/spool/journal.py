@@ -49,7 +49,11 @@ _LEFT_BEHIND = b"\xff"  # no entry begins so, and it is no zero: such a file is 
 
 
 class Journal:
-    """The journal of one producer. Opens a file at its first `commit` (or `open`)."""
+    """The journal of one producer. Opens a file at its first `commit` (or `open`).
+
+    Attributes:
+        spare_bytes: how many bytes may be written ahead at most, beside what is put.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Journal:
         self._spool_id = spool_id
         self._uid = uid
         self._bytes_max = bytes_max
+        self.spare_bytes = PREPARE_BYTES_MAX
         self._reset()
 
     def _reset(self) -> None:
@@ -179,7 +184,7 @@ class Journal:
         end = writer.end + sum(ENTRY_BYTES + len(frame) for frame in built)
         if end <= self._zeros_end:
             return 0
-        zeros = min(self._zeros_bytes, max(0, self._bytes_max - end))
+        zeros = max(0, min(self._zeros_bytes, self._bytes_max - end, self.spare_bytes))
         self._zeros_bytes = min(max(2 * self._zeros_bytes, PREPARE_BYTES_MIN), PREPARE_BYTES_MAX)
         self._zeros_end = end + zeros if zeros else 0
         return zeros
@@ -274,9 +279,12 @@ class Journal:
                     mode=JOURNAL_MODE,
                     locked=True,
                 )
+            except FileExistsError:
+                continue
             except OSError as error:
-                # Without a number: the sender looked at the file before we could lock it.
-                if error.errno in (errno.EEXIST, None):
+                with suppress(OSError):
+                    self._fs.unlink(path)
+                if error.errno is None:  # the sender looked at the file before we could lock it
                     continue
                 raise
             if not journalfile.leads_to(self._fs, path, writer.fd):
@@ -289,6 +297,8 @@ class Journal:
                     writer.sync("journal.note")
                 except OSError:
                     writer.close()
+                    with suppress(OSError):
+                        self._fs.unlink(path)
                     raise
                 # If we stop here: the old file ends where the note says, for everybody.
             return name, writer

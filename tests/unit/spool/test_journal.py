@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from droprd.core.entry import FILE_HEADER_BYTES
 from droprd.core.frame import BODIES_BYTES_MAX
-from droprd.errors import SendInDoubt, SpoolFull, SpoolNotReady
 from droprd.model import KIB, Lane
 from droprd.spool import journalfile, log
 from droprd.spool.blobs import write_blob
 from droprd.spool.clock import SystemClock
-from droprd.spool.fsops import Buffer, OsFs
 from droprd.spool.journal import Journal
-from droprd.spool.layout import read_version, split_outbox_blob_name
+from droprd.spool.layout import split_outbox_blob_name
 from droprd.spool.puts import Put
-from tests.spools import all_frames, bodies_by_id, frames_of, journal_names, new_spool
+from tests.spools import Producer, all_frames, bodies_by_id, frames_of, journal_names
 
 LANE = Lane("berlin", "sites", 5)
 OTHER = Lane("berlin", "sites", 0)
-
-
-class FaultyFs(OsFs):
-    """Fails where it is told to: `fail(operation, site or bytes)` returns an errno or None."""
-
-    def __init__(self) -> None:
-        self.fail: Callable[[str, str, int], int | None] = lambda operation, site, size: None
-        self.syncs: list[str] = []
-
-    def _try(self, operation: str, site: str = "", size: int = 0) -> None:
-        code = self.fail(operation, site, size)
-        if code is not None:
-            raise OSError(code, os.strerror(code))
-
-    def write_at(self, fd: int, pieces: Sequence[Buffer], offset: int) -> None:
-        size = sum(map(len, pieces))
-        try:
-            self._try("write", "", size)
-        except OSError:
-            super().write_at(fd, [b"".join(pieces)[: size // 2]], offset)
-            raise
-        super().write_at(fd, pieces, offset)
-
-    def truncate(self, fd: int, length: int) -> None:
-        self._try("truncate")
-        super().truncate(fd, length)
-
-    def sync(self, fd: int, site: str) -> None:
-        self.syncs.append(site)
-        self._try("sync", site)
-        super().sync(fd, site)
-
-    def sync_dir(self, path: str, site: str) -> None:
-        self.syncs.append(site)
-        self._try("sync", site)
-        super().sync_dir(path, site)
-
-
-class Producer:
-    """Journals on one spool, and the faulty disk under them."""
-
-    def __init__(self, path: Path) -> None:
-        self.layout = new_spool(path, "berlin")
-        self.fs = FaultyFs()
-        self.spool_id = read_version(self.fs, self.layout.root).spool_id
-
-    def journal(self, **more: int) -> Journal:
-        more.setdefault("uid", os.geteuid())
-        return Journal(self.fs, SystemClock(), os.urandom, self.layout, self.spool_id, **more)
 
 
 @pytest.fixture
@@ -321,195 +268,6 @@ def test_a_journal_deleted_between_open_and_lock_is_not_held(producer: Producer)
     os.unlink(producer.layout.journal(name))
     assert not file.hold()
     file.close()
-
-
-# -- failures ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_no_room_is_cut_back_and_the_next_put_works(producer: Producer, code: int) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    (name,) = journal_names(producer.layout)
-    size = os.path.getsize(producer.layout.journal(name))
-    producer.fs.fail = lambda operation, site, size: code if operation == "write" else None
-    with pytest.raises(SpoolFull):
-        put(journal, *[bytes(1024)] * 100)
-    assert os.path.getsize(producer.layout.journal(name)) == size
-    producer.fs.fail = lambda operation, site, size: None
-    put(journal, b"after")
-    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"after"]
-    assert journal_names(producer.layout) == [name]
-
-
-def test_zeros_that_do_not_fit_do_not_refuse_a_message_that_fits(producer: Producer) -> None:
-    journal = producer.journal()
-    put(journal, b"1")
-    producer.fs.fail = lambda _, site, size: errno.ENOSPC if size > 20_000 else None
-    for n in range(10):
-        put(journal, b"%d" % n)
-    assert len(bodies_by_id(producer.layout)) == 11
-
-
-def test_a_failed_write_that_could_be_cut_back_was_not_accepted(producer: Producer) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    producer.fs.fail = lambda operation, *_: errno.EIO if operation == "write" else None
-    with pytest.raises(SpoolNotReady) as caught:
-        put(journal, b"x")
-    assert caught.value.code == "spool_unwritable"
-    producer.fs.fail = lambda *_: None
-    put(journal, b"after")
-    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"after"]
-
-
-def test_a_failed_sync_is_in_doubt_never_repeated_and_noted_in_the_next_journal(
-    producer: Producer,
-) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    (broken,) = journal_names(producer.layout)
-    end = os.path.getsize(producer.layout.journal(broken))
-    producer.fs.fail = lambda _, site, size: errno.EIO if site == "journal.put" else None
-    producer.fs.syncs.clear()
-    with pytest.raises(SendInDoubt) as caught:
-        put(journal, b"x", b"y")
-    assert len(caught.value.ids) == 2
-    assert producer.fs.syncs == ["journal.put"]
-    assert list(bodies_by_id(producer.layout).values()) == [b"before"]
-
-    producer.fs.fail = lambda *_: None
-    producer.fs.syncs.clear()
-    put(journal, b"after")
-    assert producer.fs.syncs == [
-        "journal.create",
-        "journal.create_dir",
-        "journal.note",
-        "journal.put",
-    ]
-    assert journalfile.left_behind(producer.fs, producer.layout) == {broken: end}
-    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"after"]
-    assert caught.value.ids[0] not in bodies_by_id(producer.layout, published=False)
-
-
-def test_a_journal_left_behind_is_held_until_the_note_is_on_disk(producer: Producer) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    (broken,) = journal_names(producer.layout)
-    file = journalfile.open_journal(producer.fs, producer.layout, broken)
-    assert file is not None
-    producer.fs.fail = lambda operation, *_: errno.EIO if operation == "sync" else None
-    with pytest.raises(SendInDoubt):
-        put(journal, b"x")
-    for _ in range(3):
-        with pytest.raises(SpoolNotReady):
-            put(journal, b"x")
-    assert not file.hold()
-    producer.fs.fail = lambda _, site, size: errno.EIO if site == "journal.note" else None
-    with pytest.raises(SpoolNotReady):
-        put(journal, b"x")
-    assert not file.hold()
-    producer.fs.fail = lambda *_: None
-    put(journal, b"after")
-    assert file.hold()
-    file.close()
-
-
-@pytest.mark.parametrize("mark_is_lost", [False, True])
-def test_a_journal_left_behind_is_never_adopted(producer: Producer, mark_is_lost: bool) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    (broken,) = journal_names(producer.layout)
-    end = os.path.getsize(producer.layout.journal(broken))
-    producer.fs.fail = lambda _, site, size: errno.EIO if site == "journal.put" else None
-    with pytest.raises(SendInDoubt):
-        put(journal, b"x")
-    producer.fs.fail = lambda *_: None
-    if mark_is_lost:  # as a power cut takes it
-        os.truncate(producer.layout.journal(broken), end)
-    journal.close()
-    for n in range(3):
-        put(producer.journal(), b"%d" % n)
-    assert [bytes(f.body(0)) for f in frames_of(producer.layout, broken)] == [b"before"]
-
-
-def test_a_cut_that_fails_is_in_doubt(producer: Producer) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    producer.fs.fail = lambda operation, site, _: errno.ENOSPC if site != "journal.put" else None
-    with pytest.raises(SendInDoubt):
-        put(journal, b"x")
-    producer.fs.fail = lambda *_: None
-    put(journal, b"after")
-    assert len(journal_names(producer.layout)) == 2
-
-
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_a_note_about_the_journal_of_another_user_does_not_count(producer: Producer) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    (broken,) = journal_names(producer.layout)
-    producer.fs.fail = lambda _, site, size: errno.EIO if site == "journal.put" else None
-    with pytest.raises(SendInDoubt):
-        put(journal, b"x")
-    producer.fs.fail = lambda *_: None
-    put(journal, b"after")
-    assert journalfile.left_behind(producer.fs, producer.layout)
-    os.chown(producer.layout.journal(broken), 12345, -1)
-    assert journalfile.left_behind(producer.fs, producer.layout) == {}
-
-
-@pytest.mark.parametrize("when", ["write", "journal.put", "publish"])
-def test_an_interrupted_commit_counts_whole_or_not_at_all(producer: Producer, when: str) -> None:
-    journal = producer.journal()
-    put(journal, b"before")
-    armed = True
-
-    def interrupt(operation: str, site: str, size: int) -> int | None:
-        nonlocal armed
-        is_it = {"write": size > 16, "publish": size == 16}.get(when, site == when)
-        if armed and is_it:
-            armed = False
-            raise KeyboardInterrupt
-        return None
-
-    producer.fs.fail = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        put(journal, *[bytes(1024)] * 100)
-    put(journal, b"after")
-    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"after"]
-    (name,) = journal_names(producer.layout)
-    file = journalfile.open_journal(producer.fs, producer.layout, name)
-    assert file is not None
-    assert file.is_clean()
-    file.close()
-
-
-def test_an_interrupt_after_publishing_leaves_what_was_published(producer: Producer) -> None:
-    class Late(FaultyFs):
-        armed = False
-
-        def write_at(self, fd: int, pieces: Sequence[Buffer], offset: int) -> None:
-            super().write_at(fd, pieces, offset)
-            if self.armed and sum(map(len, pieces)) == 16:
-                self.armed = False
-                raise KeyboardInterrupt
-
-    fs = producer.fs = Late()
-    journal = producer.journal()
-    put(journal, b"before")
-    fs.armed = True
-    with pytest.raises(KeyboardInterrupt):
-        put(journal, b"came through")
-    put(journal, b"after")
-    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"came through", b"after"]
-
-
-def test_a_file_system_that_refuses_is_a_typed_error(producer: Producer) -> None:
-    os.rename(producer.layout.journals, producer.layout.journals + ".gone")
-    with pytest.raises(SpoolNotReady, match="no message was accepted"):
-        put(producer.journal(), b"x")
 
 
 # -- blobs -------------------------------------------------------------------------------------
