@@ -106,7 +106,7 @@ class ClaimsFile:
         try:
             self._follow(fd)
         except BaseException:
-            fs.unlock(fd)
+            self.release()
             raise
         return self.state
 
