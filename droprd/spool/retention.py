@@ -154,15 +154,16 @@ class Retention:
         """The segments that may go, oldest first: (number, its seqs)."""
         going: list[tuple[int, Range]] = []
         lowest = claims.lowest_open()
+        keeping = False
         for (number, base), (_, end) in pairwise(segments):
             if number > sealed or end > lowest:
                 break
             if retain_s and end > claims.floor:
                 key = (stream.channel, stream.priority, number)
                 since_ns = self._settled_ns.setdefault(key, now.boot_ns)
-                if now.held or now.boot_ns - since_ns < retain_s * 1e9:
-                    break
-            going.append((number, (base, end)))
+                keeping |= now.held or now.boot_ns - since_ns < retain_s * 1e9
+            if not keeping:
+                going.append((number, (base, end)))
         return going
 
     def _bury(self, stream: FilesStream, dead: Range, reason: str) -> None:
