@@ -180,24 +180,27 @@ class Worker:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            level = logging.INFO
-            if self.state in (State.BACKOFF, State.FATAL) or event in (Event.HUNG, Event.KILLED):
-                level = logging.WARNING
-            logs.event(
-                log,
-                level,
-                "worker state",
-                worker=self.name,
-                state=self.state.value,
-                before=before.value,
-                cause=event.name.lower(),
-                pid=self.pid,
-                generation=self.generation,
-            )
         for action in actions:
             self._do(action)
         if self.state is not before:
+            self._log_state(before, event)
             self._boss.changed(self)
+
+    def _log_state(self, before: State, event: Event) -> None:
+        level = logging.INFO
+        if self.state in (State.BACKOFF, State.FATAL) or event in (Event.HUNG, Event.KILLED):
+            level = logging.WARNING
+        logs.event(
+            log,
+            level,
+            "worker state",
+            worker=self.name,
+            state=self.state.value,
+            before=before.value,
+            cause=event.name.lower(),
+            pid=self.pid,
+            generation=self.generation,
+        )
 
     def _do(self, action: Action) -> None:
         daemon = self._boss.daemon_settings

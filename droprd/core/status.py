@@ -188,12 +188,16 @@ def why_peer(status: Map, peer: str) -> dict[str, Any]:
         )
     about = known[peer]
     cause, command = _cause(status, peer, about)
+    since_s = about["since_s"]
+    if about["state"] == "paused":
+        pause = _pause_of(status, peer)
+        since_s = _age_s(status, pause.get("since_wall_ns"))
     result = {
         "schema": SCHEMA,
         "peer": peer,
         "state": about["state"],
         "cause": cause,
-        "since_s": about["since_s"],
+        "since_s": since_s,
         "attempt": about["attempt"],
         "next_try_s": about["next_try_s"],
         "queued": about["queued"],
@@ -215,11 +219,10 @@ def _cause(status: Map, peer: str, about: Map) -> tuple[str, str]:
         return "the sender is stuck in the kernel, most likely by its disk", "droprctl status"
     if sender and sender.get("state") != "running":
         return f"the sender of this node is {sender.get('state')}", "droprctl status"
-    pause = _map(status.get("paused")).get(peer) or _map(status.get("paused")).get("")
     state = about["state"]
     if state == "paused":
         named = peer if peer in _map(status.get("paused")) else ""
-        return _pause_text(_map(pause), named), f"droprctl resume {named}".rstrip()
+        return _pause_text(_pause_of(status, peer), named), f"droprctl resume {named}".rstrip()
     if state == "unconfigured":
         return (
             "no peer of this name is configured any more; its messages wait",
@@ -245,6 +248,20 @@ def _cause(status: Map, peer: str, about: Map) -> tuple[str, str]:
     if about["queued"]:
         return "nothing holds it up: messages are on their way", ""
     return "nothing waits", ""
+
+
+def _pause_of(status: Map, peer: str) -> dict[str, Any]:
+    """The pause that holds `peer`: its own, or that of the whole node."""
+    paused = _map(status.get("paused"))
+    return _map(paused.get(peer) or paused.get(""))
+
+
+def _age_s(status: Map, wall_ns: Any) -> float | None:
+    """How long before the status `wall_ns` was, in seconds."""
+    if not isinstance(wall_ns, int):
+        return None
+    as_of = datetime.datetime.fromisoformat(status["as_of"].replace("Z", "+00:00"))
+    return max(0.0, round(as_of.timestamp() - wall_ns / 1e9, 1))
 
 
 def _pause_text(pause: Map, target: str) -> str:

@@ -336,6 +336,59 @@ def test_a_restart_of_the_receiver_refuses_no_connection(box: AngelBox) -> None:
     eventually(lambda: answer_of(address) == b"2", "another receiver answers")
 
 
+WRITES = """
+    import asyncio, os
+    from droprd.workers import worker
+
+    async def serve(context):
+        context.ready()
+        fd = os.open(os.environ["FROZEN"] + "/file", os.O_WRONLY | os.O_CREAT)
+        while not context.stopping.is_set():
+            context.beat()
+            os.write(fd, b"x")
+            os.fsync(fd)
+            await asyncio.sleep(0.05)
+
+    worker.run(NAME, serve)
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can be frozen; it is thawed whatever happens."""
+    image, point = tmp_path / "image", tmp_path / "disk"
+    point.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 16 << 20)
+    made = subprocess.run(
+        f"mkfs.ext4 -q {image} && mount -o loop {image} {point}", shell=True, capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip("no loop mount here")
+    yield point
+    subprocess.run(["fsfreeze", "-u", str(point)], capture_output=True)
+    subprocess.run(["umount", "-l", str(point)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to freeze a disk")
+def test_a_worker_that_is_stuck_in_the_kernel_is_reported_and_never_doubled(
+    box: AngelBox, disk: Path
+) -> None:
+    box.worker("sender", WRITES)
+    box.environment["FROZEN"] = str(disk)
+    box.configure(hang_timeout_s=1)
+    box.start()
+    pid = box.running("sender")
+    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
+    eventually(lambda: box.of("sender").get("stuck"), "reported")
+    assert box.of("sender") == {"state": "stopping", "pid": pid, "restarts": 0, "stuck": True}
+    assert "worker_stuck" in {r["code"] for r in box.call("health")["reasons"]}
+    assert box.of("janitor")["state"] == "running"
+    subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+    box.running("sender", but_not=pid)
+
+
 # -- the angel's own death -----------------------------------------------------------------------
 
 

@@ -91,10 +91,12 @@ def test_why_says_cause_since_attempt_next_try_and_what_to_type() -> None:
 
 
 def test_why_of_a_paused_peer_names_who_paused_it_and_the_way_out() -> None:
-    paused = {"berlin": {"who": "root", "reason": "moving", "until_wall_ns": None}}
+    since_ns = 1_700_000_000_123_456_789 - 60 * 10**9
+    paused = {"berlin": {"who": "root", "reason": "moving", "since_wall_ns": since_ns}}
     why = why_peer(document(paused=paused), "berlin")
     assert why["cause"] == "it was paused by root (moving)"
     assert why["command"] == "droprctl resume berlin"
+    assert why["since_s"] == 60
     why = why_peer(document(paused={"": {"who": "root", "reason": ""}}), "berlin")
     assert why["cause"] == "the whole node was paused by root"
     assert why["command"] == "droprctl resume"
