@@ -8,8 +8,6 @@ import click
 
 from droprd.ctl.control import Control
 from droprd.ctl.session import EXIT_DONE, EXIT_PARTLY, RELOAD_TIMEOUT_S, Session, json_option
-from droprd.spool.fsops import OsFs
-from droprd.spool.layout import Layout
 
 # A stop may take as long as `daemon.stop_timeout_s` (20 s by default) and a little more.
 STOP_WAIT_S = 30.0
@@ -55,6 +53,9 @@ def stop(session: Session) -> int:
 
 def _lock_is_free(root: str, timeout_s: float) -> bool:
     """Whether the last process of the daemon is gone within `timeout_s`."""
+    from droprd.spool.fsops import OsFs
+    from droprd.spool.layout import Layout
+
     fs = OsFs()
     fd = fs.open(Layout(root).lock, os.O_RDONLY)
     try:

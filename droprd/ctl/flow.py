@@ -11,13 +11,11 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from droprd.ctl.control import Control
-from droprd.ctl.offline import change_wishes, stopped_status
-from droprd.ctl.outboxfiles import read_waiting
 from droprd.ctl.session import (
     EXIT_DONE,
     EXIT_NO_DAEMON,
@@ -30,10 +28,9 @@ from droprd.ctl.session import (
 from droprd.errors import NotAnswering
 from droprd.model import check_name
 from droprd.settings.units import format_duration
-from droprd.spool.clock import SystemClock
-from droprd.spool.fsops import OsFs
-from droprd.spool.layout import Layout
-from droprd.spool.state import Pause, Wishes
+
+if TYPE_CHECKING:
+    from droprd.spool.state import Pause, Wishes
 
 CHANGE_TIMEOUT_S = 16.0  # a drain waits for the calls of send() that are under way
 DRAIN_LOOK_INTERVAL_S = 0.2
@@ -65,6 +62,9 @@ def _change(
     except NotAnswering as error:
         if error.code != "no_daemon":
             raise
+    # Imported only when needed: what reads a spool takes as long to load as all the rest.
+    from droprd.ctl.offline import change_wishes
+
     change_wishes(node.spool, session.timeout_s, offline)
     return False
 
@@ -81,6 +81,24 @@ def retry(session: Session, peer: str) -> None:
     session.result({"peer": peer}, f"trying {peer}; see `droprctl why {peer}`")
 
 
+def _pause_now(for_s: float | None, reason: str, receiving: bool) -> Pause:
+    from droprd.spool.clock import SystemClock
+    from droprd.spool.state import Pause
+
+    clock = SystemClock()
+    lasting_ns = None if for_s is None else round(for_s * 1e9)
+    now_ns = clock.wall_ns()
+    return Pause(
+        who=_who(),
+        reason=reason,
+        receiving=receiving,
+        since_wall_ns=now_ns,
+        until_wall_ns=None if lasting_ns is None else now_ns + lasting_ns,
+        until_boot_ns=None if lasting_ns is None else clock.boot_ns() + lasting_ns,
+        boot=clock.boot_id(),
+    )
+
+
 @click.command()
 @click.argument("target", required=False, default="")
 @click.option("--for", "for_s", callback=duration, metavar="TIME", help="Resume by itself then.")
@@ -94,23 +112,11 @@ def pause(session: Session, target: str, for_s: float | None, reason: str, recei
         check_target(target)
         if receiving:
             raise click.UsageError("--receiving is for the whole node: give no TARGET")
-    clock = SystemClock()
-    lasting_ns = None if for_s is None else round(for_s * 1e9)
-    now_ns = clock.wall_ns()
-    wish = Pause(
-        who=_who(),
-        reason=reason,
-        receiving=receiving,
-        since_wall_ns=now_ns,
-        until_wall_ns=None if lasting_ns is None else now_ns + lasting_ns,
-        until_boot_ns=None if lasting_ns is None else clock.boot_ns() + lasting_ns,
-        boot=clock.boot_id(),
-    )
     running = _change(
         session,
         "pause",
         {"target": target, "reason": reason, "for_s": for_s, "receiving": receiving},
-        lambda wishes: wishes.with_pause(target, wish),
+        lambda wishes: wishes.with_pause(target, _pause_now(for_s, reason, receiving)),
     )
     lasting = f" for {format_duration(for_s)}" if for_s is not None else ""
     session.result(
@@ -136,6 +142,11 @@ def _left(session: Session, target: str, *, running: bool) -> int:
 
     From the files where this user may read them: what the sender told may be a second old.
     """
+    from droprd.ctl.offline import stopped_status
+    from droprd.ctl.outboxfiles import read_waiting
+    from droprd.spool.fsops import OsFs
+    from droprd.spool.layout import Layout
+
     node = session.node()
     waiting = read_waiting(OsFs(), Layout(node.spool))
     if waiting is not None:

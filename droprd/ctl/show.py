@@ -14,11 +14,8 @@ from typing import Any
 
 import click
 
-from droprd.core.health import judge
-from droprd.core.status import why_peer
 from droprd.ctl.control import Control
 from droprd.ctl.drawing import printable, table
-from droprd.ctl.offline import stopped_status
 from droprd.ctl.session import EXIT_DONE, EXIT_FAILED, EXIT_NO_DAEMON, Session, json_option
 from droprd.errors import NotAnswering, UnknownPeer
 from droprd.settings.units import format_bytes, format_duration
@@ -43,6 +40,8 @@ def _ask(
     except NotAnswering as error:
         if error.code != "no_daemon":
             raise
+    # Imported only when needed: what reads a spool takes as long to load as all the rest.
+    from droprd.ctl.offline import stopped_status
     from droprd.ctl.version import version
 
     return from_files(stopped_status(node, version())), EXIT_NO_DAEMON
@@ -154,7 +153,13 @@ def _wall(wall_ns: int) -> str:
 @click.pass_obj
 def why(session: Session, peer: str) -> int:
     """Say why messages to PEER do not move, and what to do."""
-    document, code = _ask(session, "why", {"peer": peer}, lambda found: why_peer(found, peer))
+
+    def from_files(found: Map) -> Map:
+        from droprd.core.status import why_peer
+
+        return why_peer(found, peer)
+
+    document, code = _ask(session, "why", {"peer": peer}, from_files)
     if session.as_json:
         session.emit(document)
     else:
@@ -167,7 +172,13 @@ def why(session: Session, peer: str) -> int:
 @click.pass_obj
 def health(session: Session) -> int:
     """Say whether all is well: exit 0, or 1 with the reasons; 3 without a daemon."""
-    document, code = _ask(session, "health", {}, lambda found: judge(found).to_dict())
+
+    def from_files(found: Map) -> Map:
+        from droprd.core.health import judge
+
+        return judge(found).to_dict()
+
+    document, code = _ask(session, "health", {}, from_files)
     if session.as_json:
         session.emit(document)
     else:

@@ -128,7 +128,8 @@ def test_the_common_commands_start_light() -> None:
     code = (
         "import sys\n"
         "from droprd.ctl import main, show, flow, daemon, send, receive\n"
-        "heavy = ('aiohttp', 'pycurl', 'pydantic', 'rich', 'asyncio', 'psutil', 'droprd.angel')\n"
+        "heavy = ('aiohttp', 'pycurl', 'pydantic', 'rich', 'asyncio', 'psutil', 'droprd.angel',\n"
+        "         'droprd.spool.log')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
