@@ -15,7 +15,7 @@ from droprd.spool import log
 from droprd.spool.lanes import LaneFiles
 from droprd.spool.merging import Merger
 from droprd.spool.senderlog import SenderLog, open_sender_log
-from droprd.testing.oracle import Copy, Oracle
+from droprd.testing.oracle import Oracle
 from droprd.testing.simdisk import SimDisk
 from droprd.testing.simsender import Producer, make_node_spool, open_spool, serial_of
 from droprd.testing.simulation import Chaos, Crash, Machine, Rates, SimFs, SimTime, Violation
@@ -42,7 +42,7 @@ class OutboxSimulation:
         disk.subsets_only = self.rng.random() < 0.3
         self.machine = Machine("node", disk, self.time, self.rng, self.chaos)
         self.oracle = Oracle()
-        self.copy = Copy()
+        self.copy = self.oracle.copy()
         self.producers = [
             Producer(self.machine, self.oracle, self.rng, f"producer{i}") for i in range(3)
         ]
@@ -151,7 +151,8 @@ class SenderProcess:
     def work(self) -> None:
         """A round, and now and then what follows it."""
         began = self.world.oracle.now
-        self.merger.round(bytes_max=self.world.rng.choice((1000, 1 << 20)))
+        small = not self.world.chaos.quiet and self.world.rng.random() < 0.5
+        self.merger.round(bytes_max=1000 if small else 1 << 20)
         if self.first:
             self.world.copy.sender_ran.append(began)
             self.first = False
