@@ -158,7 +158,7 @@ class Angel:
         return not waits and not any(worker.alive for worker in self.workers.values())
 
     def close(self) -> int:
-        """Give up the sockets; the exit status: 1 if a worker had to be left behind."""
+        """Give up the sockets; the exit status: 1 if a process had to be left behind."""
         if self._control is not None:
             self._control.close()
             with contextlib.suppress(OSError):
@@ -168,10 +168,11 @@ class Angel:
             if one.local:
                 with contextlib.suppress(OSError):
                     os.unlink(one.address.removeprefix("unix:"))
-        left = [worker.name for worker in self.workers.values() if worker.alive]
-        for name in left:
-            pid = self.workers[name].pid
-            logs.event(log, logging.CRITICAL, "worker left behind", worker=name, pid=pid)
+        left = {worker.name: worker.pid for worker in self.workers.values() if worker.alive}
+        if self._aside.busy:
+            left["writer"] = self._aside.pid
+        for name, pid in left.items():
+            logs.event(log, logging.CRITICAL, "process left behind", name=name, pid=pid)
         logs.event(log, logging.INFO, "daemon ends")
         return 1 if left else 0
 

@@ -26,7 +26,12 @@ class Aside:
         self._loop = loop
         self._keep = set(keep_open)
         self._waiting: deque[tuple[Callable[[], None], Done]] = deque()
-        self.busy = False
+        self.pid: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is under way, by the child `pid`."""
+        return self.pid is not None
 
     def do(self, work: Callable[[], None], done: Done) -> None:
         """Do `work` in a child, then call `done` with None, or with the error it ended with."""
@@ -35,29 +40,29 @@ class Aside:
             self._next()
 
     def _next(self) -> None:
+        self.pid = None
         if not self._waiting:
-            self.busy = False
             return
-        self.busy = True
         work, done = self._waiting.popleft()
         out, into = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(out)
+            os.close(into)
+            done(_not_written(str(error)))
+            self._next()
+            return
         if pid == 0:
             self._child(work, into)
         os.close(into)
+        self.pid = pid
 
         def ended(code: int) -> None:
             text = os.read(out, _TEXT_BYTES_MAX).decode("utf-8", "replace")
             os.close(out)
-            error = None
-            if code != 0:
-                error = DroprdError(
-                    "the state of the node could not be written",
-                    why=text or f"the child that writes it ended with {code}",
-                    hint="look at the disk of the spool; nothing was changed",
-                    code="state_not_written",
-                )
-            done(error)
+            why = text or f"the child that writes it ended with {code}"
+            done(_not_written(why) if code != 0 else None)
             self._next()
 
         self._loop.on_end(pid, ended)
@@ -76,3 +81,12 @@ class Aside:
         finally:
             # Whatever happened: a child must never come back as a second angel.
             os._exit(code)
+
+
+def _not_written(why: str) -> DroprdError:
+    return DroprdError(
+        "the state of the node could not be written",
+        why=why,
+        hint="look at the disk of the spool",
+        code="state_not_written",
+    )

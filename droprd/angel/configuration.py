@@ -26,12 +26,17 @@ Done = Callable[[Settings | ConfigError], None]
 
 def read_settings(loop: Loop, config: str, done: Done) -> None:
     """Have `config` read and checked; `done` gets the settings, or the error with all faults."""
-    child = subprocess.Popen(
-        [*python_command("droprd.settings.loading"), "--config", config, "--emit"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-    )
+    try:
+        child = subprocess.Popen(
+            [*python_command("droprd.settings.loading"), "--config", config, "--emit"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+        )
+    except OSError as error:
+        why = f"the process that checks it cannot be started: {error}"
+        done(ConfigError(f"the configuration {config} cannot be used", why=why))
+        return
     assert child.stdout is not None
     out = child.stdout.fileno()
     os.set_blocking(out, False)

@@ -36,6 +36,7 @@ log = logging.getLogger("droprd.angel")
 
 CONNECTIONS_MAX = 64
 HELLO_WITHIN_S = 5.0
+ACCEPT_AGAIN_S = 1.0
 CALLS_MAX = 16  # of one connection at a time
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
 _GROUPS_BYTES_MAX = 65536 * 4
@@ -104,7 +105,11 @@ class Control:
         self._owner_uid = owner_uid
         self._methods = methods
         self._connections: set[_Connection] = set()
-        loop.watch(listening.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listening.fileno() >= 0:
+            self._loop.watch(self._listening.fileno(), self._accept)
 
     @property
     def unsent(self) -> bool:
@@ -121,8 +126,14 @@ class Control:
     def _accept(self) -> None:
         try:
             sock, _ = self._listening.accept()
-        except OSError:
-            return  # it hung up again, or no descriptor is free: the next round tries again
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # it hung up again
+        except OSError as error:
+            # No descriptor is free: accepting again at once would only burn the processor.
+            logs.event(log, logging.ERROR, "caller not accepted", why=error.strerror)
+            self._loop.forget(self._listening.fileno())
+            self._loop.later(ACCEPT_AGAIN_S, self._listen)
+            return
         if len(self._connections) >= CONNECTIONS_MAX:
             sock.close()
             return

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from droprd.spool.mounts import mount_of
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 78
+DESCRIPTORS_MAX = 65536
 
 log = logging.getLogger("droprd.angel")
 
@@ -49,6 +51,10 @@ def run(arguments: Sequence[str] | None, modules: Mapping[str, str]) -> int:
     config = _arguments(arguments)
     logs.set_up("angel")
     notifier = Notifier(os.environ)
+    # Connections and segments need more descriptors than the usual 1024; the workers inherit this.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     loop = Loop()
     try:
         return _serve(loop, config, notifier, sockets.inherited(os.environ), modules)

@@ -269,6 +269,29 @@ class Worker:
 
     def _spawn(self) -> None:
         self.generation += 1
+        try:
+            child, ours = self._process()
+        except OSError as error:
+            logs.event(log, logging.ERROR, "worker not started", worker=self.name, why=str(error))
+            self._loop.later(0, lambda: self.handle(Event.SPAWN_FAILED))
+            return
+        self.pid = child.pid
+        self._beat_at = self._memory_at = self._loop.now()
+
+        def ended(code: int) -> None:
+            child.returncode = code  # so that Popen knows it was waited for
+            self._ended(code)
+
+        self._pidfd = self._loop.on_end(child.pid, ended)
+        decoder = rpc.Decoder(rpc.ANSWER_BYTES_MAX, items_max=1 << 16)
+        self._stream = Stream(self._loop, ours, decoder, self._received, self._link_closed)
+        self._next_id += 1
+        self._stream.send(
+            rpc.Request(self._next_id, "configure", self._boss.configuration(self.name))
+        )
+
+    def _process(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A new process and our end of its link. Raises: OSError; nothing is left open then."""
         listening, lock = self._boss.descriptors(self.name)
         ours, theirs = socket.socketpair()
         arguments = [
@@ -285,27 +308,12 @@ class Worker:
                 env=child_environment(),
                 pass_fds=[theirs.fileno(), lock, *listening],
             )
-        except OSError as error:
+        except OSError:
             ours.close()
+            raise
+        finally:
             theirs.close()
-            logs.event(log, logging.ERROR, "worker not started", worker=self.name, why=str(error))
-            self._loop.later(0, lambda: self.handle(Event.SPAWN_FAILED))
-            return
-        theirs.close()
-        self.pid = child.pid
-        self._beat_at = self._memory_at = self._loop.now()
-
-        def ended(code: int) -> None:
-            child.returncode = code  # so that Popen knows it was waited for
-            self._ended(code)
-
-        self._pidfd = self._loop.on_end(child.pid, ended)
-        decoder = rpc.Decoder(rpc.ANSWER_BYTES_MAX, items_max=1 << 16)
-        self._stream = Stream(self._loop, ours, decoder, self._received, self._link_closed)
-        self._next_id += 1
-        self._stream.send(
-            rpc.Request(self._next_id, "configure", self._boss.configuration(self.name))
-        )
+        return child, ours
 
     def _link_closed(self, reason: str) -> None:
         # A worker without a link cannot be heard: it ends by itself, or beats no more.

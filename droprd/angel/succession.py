@@ -45,7 +45,7 @@ def take_lock(
     if lock is not None or given_up():
         return lock
     left = _left_behind(layout.lock)
-    for pid in left:
+    for pid in (one for one in left if _is_worker(one)):
         logs.event(log, logging.WARNING, "old worker killed", pid=pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
@@ -57,7 +57,7 @@ def take_lock(
     raise SpoolBusy(
         f"the spool at {layout.root} is in use",
         pid=left[0],
-        why=f"a worker of an earlier daemon, pid {left[0]}, does not end; its disk may hang",
+        why=f"a process of an earlier daemon, pid {left[0]}, does not end; its disk may hang",
         hint="look at the disk, then start again",
     )
 
@@ -82,15 +82,22 @@ def _lives(pid: int) -> bool:
 
 
 def _left_behind(path: str) -> list[int]:
-    """Workers that have the lock file open."""
+    """Processes that have the lock file open."""
     found = []
     lock = os.stat(path)
     for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
         with contextlib.suppress(psutil.Error, OSError):
-            if "--link" not in process.cmdline():
-                continue
             for name in os.listdir(f"/proc/{process.pid}/fd"):
                 if os.path.samestat(os.stat(f"/proc/{process.pid}/fd/{name}"), lock):
                     found.append(process.pid)
                     break
     return found
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether this is a worker, and not for example a `droprctl` that waits for the lock too."""
+    with contextlib.suppress(psutil.Error):
+        return "--link" in psutil.Process(pid).cmdline()
+    return False

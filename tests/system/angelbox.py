@@ -34,6 +34,7 @@ GOOD = """
     async def serve(context):
         for command in ("pause", "resume", "drain", "retry", "reload"):
             context.on(command, remember(context, command))
+        context.on("accept_clock", broken)
         context.gauges({"commands": []})
         context.ready()
         while not context.stopping.is_set():
@@ -44,6 +45,9 @@ GOOD = """
                 pass
 
     commands = []
+
+    async def broken(params):
+        return params["nothing"]
 
     def remember(context, command):
         async def handler(params):

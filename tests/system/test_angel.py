@@ -389,6 +389,46 @@ def test_a_worker_that_is_stuck_in_the_kernel_is_reported_and_never_doubled(
     box.running("sender", but_not=pid)
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to freeze a disk")
+def test_the_angel_answers_and_ends_in_time_while_the_disk_of_the_spool_hangs(
+    box: AngelBox, disk: Path
+) -> None:
+    subprocess.run(["mv", str(box.spool), str(disk / "spool")], check=True)
+    box.spool.symlink_to(disk / "spool")
+    box.worker("sender", WRITES)
+    box.environment["FROZEN"] = str(disk)
+    box.configure(stop_timeout_s=5)
+    box.start()
+    subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
+    with pytest.raises(DroprdError) as caught:
+        box.call("pause", target="")
+    assert caught.value.code == "timeout"
+    assert box.call("hello")["node"] == "hamburg"
+    pid = box.of("sender")["pid"]
+    box.signal(signal.SIGTERM)
+    assert box.wait(5) == 1
+    assert box.logged(f'event="process left behind" name=sender pid={pid}')
+    assert box.logged('event="process left behind" name=writer')
+    first = box.process
+    box.start(ready=False)
+    assert box.wait(25) == 1
+    assert box.logged("code=spool_busy pid=")
+    box.process = first
+    subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+    eventually(lambda: gone(pid), "it ends")
+
+
+def test_a_command_that_breaks_a_worker_is_answered_and_the_worker_replaced(
+    box: AngelBox,
+) -> None:
+    box.start()
+    pid = box.running("sender")
+    assert box.call("accept_clock") == {"workers": ["janitor", "receiver", "sender"]}
+    box.running("sender", but_not=pid)
+    assert box.logged("KeyError")
+
+
 # -- the angel's own death -----------------------------------------------------------------------
 
 
