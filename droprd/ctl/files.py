@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from droprd.spool.fsops import OsFs
+
 _CONTROL = {i: f"\\u{i:04x}" for i in (*range(32), 127)}
 
 
@@ -39,28 +41,25 @@ def toml_table(name: str, values: Mapping[str, Any]) -> str:
 
 def write_new(path: str, text: str, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Make the file `path`; FileExistsError if there is one. `owner` is (uid, gid)."""
+    fs = OsFs()
     temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    if fs.stat(temporary) is not None:
+        fs.unlink(temporary)
+    fd = fs.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        os.fchmod(fd, mode)
         if owner is not None:
             os.fchown(fd, *owner)
-        data = text.encode()
-        while data:
-            data = data[os.write(fd, data) :]
-        os.fsync(fd)
+        fs.write_at(fd, [text.encode()], 0)
+        fs.sync(fd, "ctl.write")
+        # If we stop here: the temporary file is left, and replaced by the next write.
         # link(2), not rename(2): it refuses to replace what is there.
         os.link(temporary, path)
     finally:
-        os.close(fd)
-        os.unlink(temporary)
+        fs.close(fd)
+        fs.unlink(temporary)
     sync_dir(os.path.dirname(path))
 
 
 def sync_dir(path: str) -> None:
     """Bring the names in a directory to stable storage."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    OsFs().sync_dir(path, "ctl.dir")
