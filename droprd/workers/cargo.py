@@ -28,7 +28,7 @@ from droprd.core.ask import MatchRequest
 from droprd.core.push import FRAMES_PER_PUSH_MAX
 from droprd.core.schedule import Batch, Offer
 from droprd.errors import BadData
-from droprd.model import Lane
+from droprd.model import KIB, Lane
 from droprd.net.transport import FileRange, Piece
 from droprd.spool.fsops import Fs
 from droprd.spool.outbox import OutboxStore
@@ -37,6 +37,8 @@ from droprd.spool.settling import Conversation, Outcome
 from droprd.workers.courier import Courier, Job
 
 CONFLICTS_IN_A_ROW_MAX = 3
+# "One frame" of a blob.
+PIECE_BYTES_MIN = 32 * KIB
 # Of a preamble, for what travels beside the frames; one frame more always fits.
 BESIDE_BYTES_MAX = push.PREAMBLE_BYTES_MAX // 2
 
@@ -131,7 +133,7 @@ class LaneCargo:
             self.wait(lane, f"the body {errand.frame_id.hex()} is missing: run droprctl fsck")
             self.courier.schedule.wake(lane)
             return None
-        length = min(errand.size - errand.have, offer.bytes_max)
+        length = min(errand.size - errand.have, max(offer.bytes_max, PIECE_BYTES_MIN))
         batch.took(max(1, length))
         return UploadJob(self, lane, errand, fd, length)
 

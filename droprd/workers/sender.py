@@ -23,7 +23,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from droprd import logs
 from droprd.core import rpc
 from droprd.errors import DroprdError
 from droprd.model import Lane
@@ -34,7 +33,8 @@ from droprd.spool.layout import Layout
 from droprd.spool.outbox import OutboxStore
 from droprd.workers import worker
 from droprd.workers.cargo import LaneCargo, Mode
-from droprd.workers.courier import CLOCKS_APART_NS, Courier, Node
+from droprd.workers.clockwatch import ClockWatch
+from droprd.workers.courier import Courier, Node
 from droprd.workers.tally import Tally
 from droprd.workers.worker import Context
 
@@ -45,9 +45,8 @@ LOOK_MAX_S = 1.0
 TICK_S = 1.0
 TEND_S = 2.0
 LEAVE_GRACE_S = 5.0
-RESET_WITHIN_S = 20.0
+RESET_WITHIN_S = 100.0
 FULL_UNTIL = 0.95
-PEERS_FOR_CLOCK = 2
 
 log = logging.getLogger("droprd.sender")
 
@@ -85,7 +84,7 @@ class Sender:
         self._tended_at = self._loop.time()
         self._unmerged_bytes = 0
         self._full = ""
-        self._parted_at: float | None = None
+        self._clock_watch = ClockWatch(self._store, self._node.name)
 
     # Life.
 
@@ -93,7 +92,7 @@ class Sender:
         """Work until told to stop. Raises whatever the disk raised."""
         context = self._context
         self._loop.set_exception_handler(self._failed)
-        for name in (self._node.name, *context.settings.peers):
+        for name in context.settings.peers:
             self._courier(name)
         self._stand()
         self._wake_all()
@@ -113,6 +112,7 @@ class Sender:
             courier.pump()
         context.ready()
         ticking = self._loop.create_task(self._tick())
+        ticking.add_done_callback(self._tick_ended)
         try:
             await context.stopping.wait()
         finally:
@@ -130,6 +130,10 @@ class Sender:
         if self._failure is None:
             self._failure = error
         self._context.stopping.set()
+
+    def _tick_ended(self, ticking: asyncio.Task[None]) -> None:
+        if not ticking.cancelled():
+            self._failed(self._loop, {"exception": ticking.exception()})
 
     async def _leave(self) -> None:
         self._loop.remove_reader(self._bell)
@@ -192,12 +196,12 @@ class Sender:
     # Rounds.
 
     def _rung(self) -> None:
-        _, heard = read_bell(self._bell)
+        rang, heard = read_bell(self._bell)
         for peer in heard:
             if peer in self._couriers:
                 self._couriers[peer].heard()
-        # Whoever was heard, somebody may have rung as well.
-        self._round_soon()
+        if rang:
+            self._round_soon()
 
     def _round_soon(self) -> None:
         if self._round_timer is not None:
@@ -258,7 +262,7 @@ class Sender:
             if now - self._tended_at >= TEND_S:
                 self._store.tend(space_wanted=bool(self._full))
                 self._tended_at = self._loop.time()
-            self._look_at_clock(now)
+            self._clock_watch.look(now, self._couriers.values())
             self._context.gauges(self._gauges(now))
             await asyncio.sleep(TICK_S)
 
@@ -270,45 +274,14 @@ class Sender:
         full = quota > 0 and used >= limit
         self._full = f"{used} bytes wait, outbox.quota_bytes is {quota}" if full else ""
 
-    def _look_at_clock(self, now: float) -> None:
-        """After a jump of the wall clock: believe it once two peers agree with it."""
-        if not self._store.clock_parted:
-            self._parted_at = None
-            return
-        if self._parted_at is None:
-            self._parted_at = now
-            logs.event(
-                log,
-                logging.ERROR,
-                "the wall clock has jumped; nothing is expired until two peers agree with it",
-            )
-            for courier in self._couriers.values():
-                courier.greet()
-            return
-        agreeing = [
-            courier.peer
-            for courier in self._couriers.values()
-            if courier.peer != self._node.name
-            and courier.hello_at > self._parted_at
-            and courier.clock_apart_ns is not None
-            and abs(courier.clock_apart_ns) <= CLOCKS_APART_NS
-        ]
-        if len(agreeing) >= PEERS_FOR_CLOCK:
-            self._store.accept_clock()
-            logs.event(log, logging.WARNING, "wall clock accepted", peers=",".join(agreeing))
-
     def _gauges(self, now: float) -> dict[str, Any]:
         waiting = self._tally.peers()
         peers: dict[str, Any] = {}
         for name, courier in self._couriers.items():
-            if name != self._node.name or name in waiting:
-                peers[name] = {**courier.gauges(), **waiting.get(name, {})}
-        problems = []
-        if self._parted_at is not None:
-            problems.append(
-                "the wall clock has jumped: nothing is expired or deleted by age until two peers "
-                "agree with it, or droprctl doctor --accept-clock"
-            )
+            counts = waiting.get(name, {})
+            if name in self._context.settings.peers or counts.get("queued"):
+                peers[name] = {**courier.gauges(), **counts}
+        problem = self._clock_watch.problem
         return {
             "peers": peers,
             "dead": sum(one["dead"] for one in waiting.values()),
@@ -316,7 +289,7 @@ class Sender:
             "last_merge_age_s": round(now - self._round_at, 1),
             "full": self._full,
             "corrupt": self._store.corrupt_bytes,
-            "problems": problems,
+            "problems": [] if problem is None else [problem],
         }
 
     # Commands.

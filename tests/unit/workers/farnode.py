@@ -199,6 +199,10 @@ class SenderProcess:
         if self.process.poll() is None:
             with suppress(OSError):
                 self._link.send(rpc.encode(rpc.Request(1, "stop", {})))
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended."""
         await until(lambda: self.process.poll() is not None)
         return self.process.returncode
 
@@ -225,6 +229,7 @@ class NearNode:
             "url": f"http://127.0.0.1:{port}",
             "token_file": str(token),
         }
+        self.others: dict[str, dict[str, Any]] = {}
         self.paused: dict[str, Any] = {}
         self.journal = self._journal()
         self.sender: SenderProcess | None = None
@@ -236,7 +241,8 @@ class NearNode:
         return Settings.from_dict(
             {
                 "node": {"name": "hamburg", "spool": self.layout.root},
-                "peers": {"berlin": self.peer},
+                "daemon": {"stop_timeout_s": 3},
+                "peers": {"berlin": self.peer, **self.others},
             }
         )
 
@@ -247,9 +253,14 @@ class NearNode:
         return self.sender
 
     def send(
-        self, *bodies: bytes, channel: str = "a", priority: int = 5, ring: bool = True
+        self,
+        *bodies: bytes,
+        peer: str = "berlin",
+        channel: str = "a",
+        priority: int = 5,
+        ring: bool = True,
     ) -> None:
-        self.journal.put(Put(Lane("berlin", channel, priority), bodies))
+        self.journal.put(Put(Lane(peer, channel, priority), bodies))
         if ring:
             with suppress(OSError):
                 bell = os.open(self.layout.bell, os.O_WRONLY | os.O_NONBLOCK)
