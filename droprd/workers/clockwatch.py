@@ -1,9 +1,9 @@
 """ClockWatch: after a jump of the wall clock, whom to believe.
 
 While the wall clock has parted from the boot-time clock by more than five minutes, the store
-expires and deletes nothing by age. This lifts that hold once two peers' greetings, made after the jump was
-seen, agree with the new wall clock; an operator may lift it too. Greetings are exchanged at once
-when the jump is seen. Comparing two nodes' clocks serves this and warnings, nothing else.
+expires and deletes nothing by age. This lifts that hold once two peers' greetings, made after the
+jump was seen, agree with the new wall clock; an operator may lift it too. Greetings are exchanged
+at once when the jump is seen. Comparing two nodes' clocks serves this and warnings, nothing else.
 """
 
 from __future__ import annotations
