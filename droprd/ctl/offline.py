@@ -10,15 +10,14 @@ A crash leaves each file old or new. Raises SpoolBusy while a daemon runs (start
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from droprd.core.status import WORKERS, status_document
 from droprd.ctl.outboxfiles import read_waiting
-from droprd.errors import NotPermitted, SpoolNotReady
+from droprd.ctl.owner import as_owner
+from droprd.errors import SpoolNotReady
 from droprd.settings.published import Node, Published, public_map
 from droprd.settings.values import Settings
 from droprd.spool import state
@@ -26,37 +25,6 @@ from droprd.spool.clock import SystemClock
 from droprd.spool.daemonlock import DaemonLock
 from droprd.spool.fsops import OsFs
 from droprd.spool.layout import Layout, read_version
-
-
-@contextlib.contextmanager
-def as_owner(root: str) -> Iterator[None]:
-    """Within it, root acts as the user the spool belongs to, with its groups.
-
-    Raises: NotPermitted for other users.
-    """
-    found = os.stat(root)
-    if os.geteuid() == found.st_uid:
-        yield
-        return
-    if os.geteuid() != 0:
-        raise NotPermitted(
-            "only the owner of the spool may change this node",
-            why=f"{root} belongs to uid {found.st_uid}",
-            hint="run this as that user or as root",
-        )
-    groups, gid = os.getgroups(), os.getegid()
-    try:
-        os.initgroups(pwd.getpwuid(found.st_uid).pw_name, found.st_gid)
-    except KeyError:
-        os.setgroups([])
-    os.setegid(found.st_gid)
-    os.seteuid(found.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(gid)
-        os.setgroups(groups)
 
 
 @contextlib.contextmanager

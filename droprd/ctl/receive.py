@@ -83,8 +83,10 @@ def receive(
         raise UsageError("--raw and --json are two forms of the same", hint="give one of them")
 
     from droprd.client.inbox import Inbox
+    from droprd.ctl.owner import never_as_root
 
-    with Inbox(config=session.node().config_file) as inbox:
+    node = session.node()
+    with never_as_root(node.spool), Inbox(config=node.config_file) as inbox:
         if peek:
             for message in inbox.peek(channel, max_messages=count_max):
                 _write(message, as_json=session.as_json, raw=raw)

@@ -97,6 +97,7 @@ def send(
         raise click.UsageError("nothing to send: give BODY, --file, or - to type it")
 
     from droprd.client.outbox import Outbox
+    from droprd.ctl.owner import never_as_root
 
     how: dict[str, Any] = {
         "to": peer,
@@ -107,7 +108,8 @@ def send(
         "headers": headers,
         "content_type": content_type,
     }
-    with Outbox(config=session.node().config_file) as outbox:
+    node = session.node()
+    with never_as_root(node.spool), Outbox(config=node.config_file) as outbox:
         if lines:
             fd = sys.stdin.fileno() if path is None else os.open(path, os.O_RDONLY)
             for group in read_lines(fd):

@@ -148,6 +148,8 @@ def test_root_leaves_nothing_behind_that_the_daemon_may_not_write(droprctl: Call
             os.chown(path, 64001, 64001)
         assert droprctl("-C", node, "peer", "add", "berlin", "https://b.example").code == 0
         assert droprctl("-C", node, "pause", "berlin").code == 0
+        assert droprctl("-C", node, "send", "berlin", "x").code == 0
+        assert droprctl("-C", node, "receive", "common").code == 0
         assert droprctl("-C", node, "peer", "remove", "berlin").code == 0
         for path in [*(node / "keys").rglob("*"), *(node / "spool").rglob("*")]:
             assert path.lstat().st_uid == 64001, path
