@@ -29,7 +29,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from droprd.core.entry import ENTRY_BYTES, Kind, pack_note
+from droprd.core.entry import ENTRY_BYTES, FILE_HEADER_BYTES, Kind, pack_note
 from droprd.core.frame import Stamp
 from droprd.errors import BadData, DroprdError, SendInDoubt, SpoolFull, SpoolNotReady
 from droprd.model import KIB, MIB, Clock
@@ -154,8 +154,24 @@ class Journal:
         except OSError as error:
             if writer.broken is None:
                 self._cut_back(writer)
+            elif self._came_through(writer):
+                # The data was synced before its end was published: that one write was reported as
+                # failed and took effect, and others may have read by it.
+                self._leave_behind(writer)
+                return None
             return error
         return None
+
+    def _came_through(self, writer: log.LogWriter) -> bool:
+        """Whether all that was appended is published, whatever we were told about it."""
+        try:
+            end = log.read_published(self._fs, writer.fd)
+        except OSError:
+            return False
+        if end != writer.end:
+            return False
+        writer.synced_end = end
+        return True
 
     def _cut_back(self, writer: log.LogWriter) -> None:
         self._zeros_end = 0
@@ -166,12 +182,8 @@ class Journal:
 
     def _mend(self, writer: log.LogWriter) -> None:
         """After an interrupt in mid-commit: either it had come through, or it never was."""
-        if writer.broken is None:
-            end = log.read_published(self._fs, writer.fd)
-            if end == writer.end:
-                writer.synced_end = end
-            else:
-                self._cut_back(writer)
+        if writer.broken is None and not self._came_through(writer):
+            self._cut_back(writer)
         if writer.broken is not None:
             self._leave_behind(writer)
         self._unfinished = False
@@ -346,7 +358,8 @@ class Journal:
                 and file.is_clean()
                 and file.hold()
                 and file.is_clean()
-                and file.published() < self._bytes_max
+                # Of a file without entries nobody knows whether the sync of its header succeeded.
+                and FILE_HEADER_BYTES < file.published() < self._bytes_max
                 and file.name not in journalfile.left_behind(self._fs, self._layout)
             )
         except OSError:

@@ -244,3 +244,44 @@ def test_a_file_system_that_refuses_is_a_typed_error(producer: Producer) -> None
     os.rename(producer.layout.journals, producer.layout.journals + ".gone")
     with pytest.raises(SpoolNotReady, match="no message was accepted"):
         put(producer.journal(), b"x")
+
+
+def test_a_publishing_that_failed_and_took_effect_anyway_counts(producer: Producer) -> None:
+    class Liar(FaultyFs):
+        armed = False
+
+        def write_at(self, fd: int, pieces: Sequence[Buffer], offset: int) -> None:
+            super().write_at(fd, pieces, offset)
+            if self.armed and sum(map(len, pieces)) == 16:
+                self.armed = False
+                raise OSError(errno.EIO, "it was written all the same")
+
+    fs = producer.fs = Liar()
+    journal = producer.journal()
+    put(journal, b"before")
+    fs.armed = True
+    put(journal, b"published")
+    (first,) = journal_names(producer.layout)
+    end = os.path.getsize(producer.layout.journal(first)) - 1  # the mark
+    put(journal, b"after")
+    assert journalfile.left_behind(fs, producer.layout) == {first: end}
+    assert list(bodies_by_id(producer.layout).values()) == [b"before", b"published", b"after"]
+
+
+def test_a_journal_without_entries_is_not_adopted_for_its_header_may_be_a_lie(
+    producer: Producer,
+) -> None:
+    class NoUnlink(FaultyFs):
+        def unlink(self, path: str) -> None:
+            raise OSError(errno.EIO, "bad disk")
+
+    fs = producer.fs = NoUnlink()
+    fs.fail = lambda _, site, size: errno.EIO if site == "journal.create" else None
+    journal = producer.journal()
+    with pytest.raises(SpoolNotReady):
+        put(journal, b"x")
+    fs.fail = lambda *_: None
+    (lying,) = journal_names(producer.layout)
+    put(producer.journal(), b"y")
+    assert frames_of(producer.layout, lying) == []
+    assert len(bodies_by_id(producer.layout)) == 1
