@@ -15,8 +15,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from droprd.client.message import ACKED, LEASED, NACKED, REJECTED, Held, Message
@@ -100,6 +102,14 @@ class Inbox:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        opened = getattr(self, "_opened", None)
+        if opened is not None:
+            # As if this process had died: nothing is written here, others end the leases.
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            with suppress(OSError):
+                opened[0].close_in_child()
 
     # Receiving
 
@@ -278,6 +288,7 @@ class Inbox:
                 # Acks free nobody's way but in an ordered channel; what goes back may be wanted.
                 if state == NACKED or (freed and self._policy(stream.channel).ordered):
                     store.ring([stream.channel])
+                    self._wake_sleepers()
         if lost:
             raise lost_leases(lost)
 
@@ -321,7 +332,8 @@ class Inbox:
             raise UsageError("no channel to receive from", hint="name at least one")
         if not isinstance(max_messages, int) or max_messages < 1:
             raise UsageError(f"max_messages={max_messages!r} is not possible", hint="ask for 1")
-        return [name if name in self._heard else check_name(name, "channel") for name in channels]
+        names = dict.fromkeys(channels)
+        return [name if name in self._heard else check_name(name, "channel") for name in names]
 
     def _policy(self, channel: str) -> Policy:
         if self._published is None:

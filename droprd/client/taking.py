@@ -143,12 +143,15 @@ class Taker:
                         locks.callback(stream.release)
                     self._lease(stream, stream.look() if policy.ordered else claims, dead, look)
             if not look.messages:
-                self._note_waits(claims, look)
+                self._note_waits(stream.known(), look)
 
     def _lease(self, stream: Stream, claims: Claims, dead: list[bytes], look: Look) -> None:
         """Lease from a stream whose lock is held."""
         now = look.now
         policy = self._policy(stream.channel)
+        if not dead:  # what was known before the lock may have been old
+            idle = not stream.grown(claims.fresh) and not claims.offers(now)
+            dead = self._dead(stream, claims, now, sure=idle)
         self._end_leases(stream, claims, dead, now)
         while True:
             choice = leasing.choose(

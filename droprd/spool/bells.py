@@ -146,13 +146,16 @@ class WaitingBell:
 
     def close(self) -> None:
         """Leave: no more rings, and everybody may know that this consumer is gone."""
-        with suppress(FileNotFoundError):
-            self._fs.unlink(self._path())
-        self._fs.close(self.fd)
+        if self.fd >= 0:
+            with suppress(FileNotFoundError):
+                self._fs.unlink(self._path())
+        self.close_in_child()
 
     def close_in_child(self) -> None:
         """Close the descriptor in a forked child; the name and the lock stay the parent's."""
-        self._fs.close(self.fd)
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self._fs.close(fd)
 
 
 class Waiting:

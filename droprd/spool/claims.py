@@ -149,7 +149,7 @@ class ClaimsFile:
             self._torn = True
             self._cut_torn(fd)
             raise
-        self.state.apply(ops)
+        self._apply(ops)
         self.end += len(data)
 
     def sync(self) -> bool:
@@ -223,6 +223,8 @@ class ClaimsFile:
                 return b""  # replaced already
             self._header = FileHeader(Kind.CLAIMS, log_id, spool_id, 0, wall_ns)
             self.state = _readable_part(data, self._boot_id)
+            # Numbers that were given out by notes now lost must not mean other leases.
+            self.state.lease_next += 1 << 32
             self.replace(log_id, wall_ns)
         finally:
             fs.close(fd)
@@ -276,12 +278,7 @@ class ClaimsFile:
                 if head is None:
                     break
                 note_at = at + ENTRY_BYTES
-                try:
-                    ops = entries.unpack_note(data[note_at : note_at + head.note_bytes])
-                    self.state.apply(ops)
-                except BadData as error:
-                    self.close()
-                    raise self._corrupt(str(error)) from error
+                self._apply(entries.unpack_note(data[note_at : note_at + head.note_bytes]))
                 at += head.end - self.end
                 self.end = head.end
             if at:
@@ -291,7 +288,7 @@ class ClaimsFile:
                 data = self._fs.read_at(fd, length, self.end)
                 head = entries.parse_entry(data, 0, log_id, self.end)
                 if head is not None:
-                    self.state.apply(entries.unpack_note(data[ENTRY_BYTES : head.end - self.end]))
+                    self._apply(entries.unpack_note(data[ENTRY_BYTES : head.end - self.end]))
                     self.end = head.end
                     continue
             # What follows is no note: the rest of one that somebody died over, or damage.
@@ -302,6 +299,16 @@ class ClaimsFile:
             self._torn = True
             break
         return self.end > began
+
+    def _apply(self, ops: Sequence[Op]) -> None:
+        try:
+            self.state.apply(ops)
+        except BaseException as error:
+            # Applied in part, perhaps (an interrupt may come anywhere): read it afresh next time.
+            self.close()
+            if isinstance(error, BadData):
+                raise self._corrupt(str(error)) from error
+            raise
 
     def _check_sound(self) -> None:
         if self._broken == self._file:

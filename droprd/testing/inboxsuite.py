@@ -430,6 +430,20 @@ class InboxStoreSuite:
         threads[0].join(4)
         assert got == {"a": [b"for a"], "b": [b"for b"]}
 
+    def test_a_nack_wakes_another_thread_of_the_same_inbox(
+        self, backend: Backend, consumer: Callable[..., Inbox]
+    ) -> None:
+        backend.deliver([b"1"])
+        inbox = consumer()
+        (message,) = inbox.receive("sites")
+        got: list[Message] = []
+        waiting = threading.Thread(target=lambda: got.extend(inbox.receive("sites", wait_s=10)))
+        waiting.start()
+        eventually(lambda: bool(inbox._sleepers))
+        message.nack()
+        waiting.join(4)
+        assert bodies(got) == [b"1"]
+
     def test_its_descriptor_becomes_readable_when_something_comes(
         self, backend: Backend, consumer: Callable[..., Inbox]
     ) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 from typing import Any
 
 from droprd import logs
@@ -189,6 +190,9 @@ def _tree_bytes(path: str, context: Context) -> int:
 
 async def serve(context: Context) -> None:
     """Be the janitor until told to stop."""
+    # A few files are open for each channel and priority.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     janitor = Janitor(context)
     loop = asyncio.get_running_loop()
 

@@ -34,10 +34,6 @@ def consumer(layout: Layout) -> Iterator[Callable[..., WaitingBell]]:
 
     yield make
     for bell in opened:
-        try:
-            os.fstat(bell.fd)
-        except OSError:
-            continue
         bell.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -266,6 +267,16 @@ def test_a_message_may_be_settled_by_a_child_once(segments: Segments, inbox: Inb
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     with pytest.raises(LeaseLost):
         message.nack()
+
+
+def test_a_forgotten_inbox_frees_its_leases(segments: Segments, inbox: Inbox) -> None:
+    segments.deliver([b"0"])
+    forgotten = Inbox(segments.layout.root)
+    assert len(forgotten.receive("sites")) == 1
+    del forgotten
+    with pytest.warns(ResourceWarning):
+        gc.collect()
+    assert bodies(inbox.receive("sites")) == [b"0"]
 
 
 def test_importing_the_inbox_is_light() -> None:
