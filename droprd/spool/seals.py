@@ -3,7 +3,7 @@
 Guarantees: a segment is named only when the seal lies before the published, so synced, end of
 lanes.log (`droprd.spool.headlog`, which owns the notes). Each look reads on from the last one.
 
-Raises OSError; BadData if lanes.log is none.
+Raises OSError.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 
 from droprd.core import entry as entries
 from droprd.core.entry import FILE_HEADER_BYTES
+from droprd.errors import BadData
 from droprd.spool import log
 from droprd.spool.fsops import Fs
 from droprd.spool.layout import Layout
@@ -32,14 +33,18 @@ class SealReader:
     def read(self) -> dict[StreamKey, int]:
         """The newest sealed segment of each (channel, priority); all older ones are sealed too.
 
-        Raises: OSError; BadData if lanes.log is none.
+        Nothing is sealed as long as lanes.log is not there or its header is not whole.
+        Raises: OSError.
         """
         fs = self._fs
         if fs.stat(self._path) is None:
             return {}
         fd = fs.open(self._path, os.O_RDONLY)
         try:
-            header = log.read_header(fs, fd)
+            try:
+                header = log.read_header(fs, fd)
+            except BadData:
+                return {}  # a power cut took it while it was new; the receiver makes it again
             if header.log_id != self._log_id:
                 self._log_id, self._at, self._sealed = header.log_id, FILE_HEADER_BYTES, {}
             end = log.read_published(fs, fd)

@@ -142,10 +142,13 @@ class Oracle:
         if first.boot_id == second.boot_id:
             return False
         began = next(
-            (at for line in _lineage(first.copy) for b, at in line.boots if b == first.boot_id), 0
+            (at for line, _ in _lineage(first.copy) for b, at in line.boots if b == first.boot_id),
+            0,
         )
         return not any(
-            began < ran < second.began for line in _lineage(second.copy) for ran in line.sender_ran
+            began < ran < min(second.began, until)
+            for line, until in _lineage(second.copy)
+            for ran in line.sender_ran
         )
 
     def check_all_there(self, found: set[int], settled: set[int], where: str) -> None:
@@ -160,8 +163,9 @@ class Oracle:
                 raise Violation(f"{where}: message {sent.serial} was accepted and is lost")
 
 
-def _lineage(copy: Copy) -> list[Copy]:
-    lines = [copy]
-    while lines[-1].parent is not None:
-        lines.append(lines[-1].parent)
+def _lineage(copy: Copy) -> list[tuple[Copy, int]]:
+    """The line and those it came from, each with the moment until which it counts."""
+    lines = [(copy, NOT_YET)]
+    while (parent := lines[-1][0].parent) is not None:
+        lines.append((parent, min(lines[-1][1], lines[-1][0].forked)))
     return lines

@@ -252,15 +252,18 @@ class Janitor:
 Seen = dict[tuple[str, int], dict[int, tuple[str, int]]]
 
 
-def read_inbox(fs: SimFs) -> Seen:
-    """(sender, serial) of all messages before the published ends, by stream and seq."""
+def read_inbox(fs: SimFs) -> tuple[Seen, dict[tuple[str, int], int]]:
+    """(sender, serial) of all messages before the published ends, by stream and seq; and the seq
+    with which each stream begins."""
     found: Seen = {}
+    begins: dict[tuple[str, int], int] = {}
     layout = Layout(ROOT)
     for channel in channel_names(fs, layout):
         for priority in stream_priorities(fs, layout, channel):
             reader = ChannelReader(fs, layout.stream(channel, priority))
             here = found[channel, priority] = {}
-            for stored in reader.read(reader.begin()):
+            begins[channel, priority] = reader.begin()
+            for stored in reader.read(begins[channel, priority]):
                 if stored.frame is None:
                     raise Violation(f"a hole in {channel}/{priority} at seq {stored.first}")
                 for index in range(stored.frame.count):
@@ -268,4 +271,4 @@ def read_inbox(fs: SimFs) -> Seen:
                         serial = serial_of(bytes(stored.frame.body(index)))
                         here[stored.first + index] = stored.sender, serial
             reader.close()
-    return found
+    return found, begins

@@ -137,6 +137,7 @@ class Sender:
         self._network = network
         self._rng = rng
         self._peer = peer
+        self._space_wanted = retain_s == 0
         self.store = OutboxStore.open(
             open_spool(machine, self.fs), segment_bytes_max=9_000, retain_s=retain_s
         )
@@ -160,7 +161,7 @@ class Sender:
         if calm or rng.random() < 0.3:
             self.store.commit()
         if rng.random() < 0.1:
-            self.store.tend(space_wanted=rng.random() < 0.3)
+            self.store.tend(space_wanted=self._space_wanted and rng.random() < 0.3)
 
     def reset(self, mode: Mode, lane: Lane) -> None:
         """An operator says what to do with a lane that is held."""
