@@ -9,17 +9,27 @@ from pathlib import Path
 import pytest
 
 from droprd.client.inbox import Inbox
+from droprd.core import chain
 from droprd.core import entry as entries
 from droprd.core import frame as frames
 from droprd.core.claimops import Now, op_revive
+from droprd.core.push import LanePush, Push, decode_push, encode_push
+from droprd.model import GENESIS, Lane
 from droprd.spool import log
 from droprd.spool import tending as tending_module
 from droprd.spool.bells import Waiting
+from droprd.spool.clock import SystemClock
+from droprd.spool.fsops import OsFs
+from droprd.spool.handle import Spool
+from droprd.spool.judging import Limits
+from droprd.spool.receiver import ReceiverStore
 from droprd.spool.retention import DeadLetters, Retention
+from droprd.spool.seals import SealReader
 from droprd.spool.tending import StreamTender
 from droprd.testing.inboxes import eventually
 from droprd.testing.inboxsuite import bodies
 from tests.inboxfiles import STREAM, Segments
+from tests.spools import new_spool
 
 HOUR_NS = 3600 * 10**9
 
@@ -331,3 +341,40 @@ def test_a_revived_dead_letter_keeps_its_segment(segments: Segments, tender: Str
         assert (message.body, message.attempt) == (b"dead 0", 1)
         message.ack()
     eventually(lambda: tender.delete_settled(retention, 2, 0, now(segments)) == 2)
+
+
+def test_what_the_real_receiver_sealed_goes_and_it_goes_on(tmp_path: Path) -> None:
+    layout = new_spool(tmp_path / "spool")
+    spool = Spool(OsFs(), SystemClock(), os.urandom, layout, b"R" * 16)
+    store = ReceiverStore(spool, Limits(segment_bytes_max=10_000))
+    head = GENESIS
+    for n in range(10):
+        frame_id = frames.new_frame_id(n, os.urandom(10))
+        lane, stamp = Lane("berlin", *STREAM), frames.Stamp(b"B" * 16, 1, 2)
+        pieces = frames.build(
+            frame_id=frame_id, lane=lane, stamp=stamp, bodies=[b"%d" % n, b"x" * 4000]
+        )
+        frame = b"".join(pieces)
+        raw = entries.pack_entry(b"L" * 16, 9999, 5000, b"", len(frame)) + frame
+        push = Push(b"S" * 16, (LanePush(*STREAM, head, 1, len(raw), {}),))
+        store.push("hamburg", *decode_push(encode_push(push) + raw))
+        store.commit()
+        head = chain.extend(head, frame_id, 2)
+    with Inbox(layout.root) as inbox:
+        messages = inbox.receive("sites", max_messages=15)
+        assert bodies(messages)[:15:2] == [b"%d" % n for n in range(8)]
+        inbox.ack(messages)
+        waiting = Waiting(spool.fs, layout)
+        tender = StreamTender(spool, waiting, *STREAM)
+        at = Now(spool.clock.boot_id(), spool.clock.boot_ns(), spool.clock.wall_ns())
+        tender.tend(at, 10)
+        assert tender.gauges.ready == 5
+        before = [n for n, _ in tender.stream.log.segments()]
+        retention = Retention(spool, DeadLetters(spool))
+        assert tender.delete_settled(retention, SealReader(spool.fs, layout).read()[STREAM], 0, at)
+        assert len(tender.stream.log.segments()) < len(before)
+        store.close()
+        ReceiverStore(spool, Limits(segment_bytes_max=10_000)).close()
+        assert bodies(inbox.receive("sites"))[-2] == b"9"
+        tender.close()
+        waiting.close()
