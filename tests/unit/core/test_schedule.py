@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from hypothesis import given, settings
@@ -304,3 +305,27 @@ def test_whatever_happens_a_lane_with_something_to_send_is_ready_under_way_or_ke
             kept = {k: why for k, why in kept.items() if why != "delay"}
         assert schedule.ready == len(has_data - under_way - set(kept))
         assert schedule.under_way == len(under_way)
+
+
+def operations(lanes: int) -> int:
+    """How many calls it takes to send 50 requests when so many lanes wait."""
+    schedule = with_lanes(*[lane(f"c{i}", i % 10) for i in range(lanes)])
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        for _ in range(50):
+            for each in request(schedule, budget=1):
+                schedule.wake(each)
+                schedule.landed(each, more=True)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_request_costs_the_same_with_twenty_lanes_and_with_a_thousand() -> None:
+    assert operations(1000) < 1.2 * operations(20)
