@@ -343,7 +343,7 @@ class Stream:
         assert writer is not None
         writer.seal("receiver.seal")
         self._cover(sealed=True)
-        self._heads.sync("lanes.seal")
+        self._heads.sync("heads.seal")
         # If we stop here: the newest segment is sealed, and the next is made by the next frame.
         writer.close()
         self._writer = None

@@ -119,12 +119,12 @@ class HeadLog:
                     fs,
                     self._path,
                     Kind.LANES,
-                    site="lanes",
+                    site="heads",
                     on_entry=self._read,
                     set_aside=self._spool.set_aside,
                 )
                 # Its name may be as young as its bytes.
-                fs.sync_dir(self._inbox, "lanes.recover_dir")
+                fs.sync_dir(self._inbox, "heads.recover_dir")
                 return damage
             except BadData:
                 fd = fs.open(self._path, os.O_RDONLY)
@@ -149,7 +149,7 @@ class HeadLog:
             log_id=self._spool.urandom(16),
             spool_id=self._spool.spool_id,
             wall_ns=self._spool.clock.wall_ns(),
-            site="lanes",
+            site="heads",
         )
 
     # -- reading ---------------------------------------------------------------------------------
@@ -315,10 +315,10 @@ class HeadLog:
             self._writer = self._create(path)
             self._write_all(old, still_there)
             self._checkpoint_bytes = self._writer.append(entries.pack_note({"k": "d"}))
-            self._writer.sync("lanes.checkpoint")
+            self._writer.sync("heads.checkpoint")
             # If we stop here: the old file counts, this one is removed by the next start.
             self._fs.rename(path, self._path)
-            self._fs.sync_dir(self._inbox, "lanes.checkpoint_dir")
+            self._fs.sync_dir(self._inbox, "heads.checkpoint_dir")
         except OSError as error:
             raise self._broken(error) from error
         finally:

@@ -256,11 +256,11 @@ class ReceiverStore:
                 for index, reason in one.voids
             ]
         self._heads.remember(runs.items())
-        self._heads.sync("lanes.refuse")
+        self._heads.sync("heads.refuse")
 
     def checkpoint(self) -> None:
         """Make lanes.log shorter; `write` does when it has doubled. Raises: LogBroken."""
-        self._heads.sync("lanes.checkpoint")
+        self._heads.sync("heads.checkpoint")
         self._heads.checkpoint(self._segment_exists)
 
     def finish(self, batch: Batch) -> frozenset[str]:
@@ -313,7 +313,7 @@ class ReceiverStore:
         self.commit()
         for stream in self._streams.values():
             stream.close()
-        self._heads.sync("lanes.close")
+        self._heads.sync("heads.close")
         self._heads.close()
 
     # -- match -----------------------------------------------------------------------------------
