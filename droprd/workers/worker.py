@@ -266,6 +266,7 @@ class Context:
                 await asyncio.sleep(GAUGES_INTERVAL_S)
                 self._send_gauges()
 
+        self.beat()  # imports are over
         loop.add_reader(self._link, readable)
         for message in early:
             self._received(message)

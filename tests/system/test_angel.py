@@ -284,7 +284,7 @@ def test_exit_78_waits_for_another_configuration(box: AngelBox) -> None:
 
 def test_a_worker_that_hangs_writes_its_stacks_and_is_replaced(box: AngelBox) -> None:
     box.worker("sender", HANGS)
-    box.configure(hang_timeout_s=2)
+    box.configure(hang_timeout_s=3)
     box.start()
     pid = box.running("sender")
     box.worker("sender", GOOD)
@@ -295,7 +295,7 @@ def test_a_worker_that_hangs_writes_its_stacks_and_is_replaced(box: AngelBox) ->
 
 
 def test_a_stopped_worker_is_killed_and_replaced(box: AngelBox) -> None:
-    box.configure(hang_timeout_s=1)
+    box.configure(hang_timeout_s=3)
     box.start()
     pid = box.running("janitor")
     os.kill(pid, signal.SIGSTOP)
@@ -304,11 +304,11 @@ def test_a_stopped_worker_is_killed_and_replaced(box: AngelBox) -> None:
 
 
 def test_a_stopped_angel_takes_the_silence_for_its_own(box: AngelBox) -> None:
-    box.configure(hang_timeout_s=2)
+    box.configure(hang_timeout_s=3)
     box.start()
     pid = box.running("sender")
     box.signal(signal.SIGSTOP)
-    end = time.monotonic() + 4
+    end = time.monotonic() + 4.5
     eventually(lambda: time.monotonic() > end, "time passes")
     box.signal(signal.SIGCONT)
     end = time.monotonic() + 1.5
@@ -377,7 +377,7 @@ def test_a_worker_that_is_stuck_in_the_kernel_is_reported_and_never_doubled(
 ) -> None:
     box.worker("sender", WRITES)
     box.environment["FROZEN"] = str(disk)
-    box.configure(hang_timeout_s=1)
+    box.configure(hang_timeout_s=3)
     box.start()
     pid = box.running("sender")
     subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
@@ -702,13 +702,14 @@ def test_a_drain_waits_for_those_who_are_sending(box: AngelBox) -> None:
     assert answers == [{"target": "", "all": True}]
 
 
-@pytest.mark.parametrize(
-    "target", ["BERLIN", "berlin/sites/10", "berlin/sites/x", "a/b/1/2", "/", "berlin//1"]
-)
-def test_what_is_no_target_is_refused(box: AngelBox, target: str) -> None:
+def test_what_is_no_target_is_refused(box: AngelBox) -> None:
     box.start()
+    for target in ("BERLIN", "berlin/sites/10", "berlin/sites/x", "a/b/1/2", "/", "berlin//1", 5):
+        with pytest.raises(UsageError):
+            box.call("pause", target=target)
     with pytest.raises(UsageError):
-        box.call("pause", target=target)
+        box.call("pause", target="berlin", for_s=-1)
+    assert box.status()["paused"] == {}
 
 
 def test_calls_that_name_an_unknown_peer_or_worker_are_refused(box: AngelBox) -> None:
