@@ -29,8 +29,7 @@ from droprd.core import claimops, leasing
 from droprd.core.claimops import Now, Op, Range
 from droprd.errors import UsageError
 from droprd.model import Clock, check_name
-from droprd.settings.published import Published, find_node
-from droprd.settings.values import CHANNEL_SETTINGS_DEFAULT
+from droprd.settings.published import CHANNEL_SETTINGS_DEFAULT, Published, find_node
 from droprd.spool.claims import LOCK_TIMEOUT_S
 from droprd.spool.clock import SystemClock
 from droprd.spool.inbox import InboxStore, Stream
@@ -337,7 +336,7 @@ class Inbox:
 
     def _policy(self, channel: str) -> Policy:
         if self._published is None:
-            return CHANNEL_SETTINGS_DEFAULT
+            return Public().channel(channel)
         return self._published.get().channel(channel)
 
     def _now(self) -> Now:
