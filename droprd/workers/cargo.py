@@ -165,7 +165,6 @@ class LaneCargo:
         self.courier.delivered += messages
         self.courier.faults.pop(lane, None)
         self._conflicts.pop(lane, None)
-        self._errands.pop(lane, None)
 
     def wait(self, lane: Lane, why: str, retry_after_s: float | None = None) -> None:
         """The lane alone waits, as long as the peer asked or by its own backoff."""
@@ -215,7 +214,7 @@ class LaneCargo:
         if isinstance(result, MatchRequest):
             errand.request = result
             return
-        self._errands.pop(lane, None)
+        self._done(lane, errand)
         if result.text:
             level = logging.INFO if result.kind == "found" else logging.WARNING
             logs.event(log, level, f"lane {result.kind}", lane=str(lane), why=result.text)
@@ -239,7 +238,12 @@ class LaneCargo:
         upload.have = have
         upload.careful = False
         if have >= upload.size:
-            self._errands.pop(lane, None)
+            self._done(lane, upload)
+
+    def _done(self, lane: Lane, errand: _Upload | _Match) -> None:
+        """The errand is over, unless another one took its place while it was under way."""
+        if self._errands.get(lane) is errand:
+            del self._errands[lane]
 
 
 def _beside_bytes(out: Outgoing) -> int:

@@ -84,6 +84,7 @@ class Sender:
         self._tended_at = self._loop.time()
         self._unmerged_bytes = 0
         self._full = ""
+        self._leaving = False
         self._clock_watch = ClockWatch(self._store, self._node.name)
 
     # Life.
@@ -136,14 +137,14 @@ class Sender:
             self._failed(self._loop, {"exception": ticking.exception()})
 
     async def _leave(self) -> None:
+        self._leaving = True
         self._loop.remove_reader(self._bell)
         for timer in (self._round_timer, self._look_timer, self._commit_timer):
             if timer is not None:
                 timer.cancel()
-        failed = self._failure is not None
-        grace_s = (
-            0.0 if failed else min(LEAVE_GRACE_S, self._context.settings.daemon.stop_timeout_s / 3)
-        )
+        grace_s = min(LEAVE_GRACE_S, self._context.settings.daemon.stop_timeout_s / 3)
+        if self._failure is not None:
+            grace_s = 0.0
         await asyncio.gather(*(one.aclose(grace_s) for one in self._couriers.values()))
         # After a failure the disk is not touched again: what was not committed never happened.
         self._store.close(commit=self._failure is None)
@@ -190,7 +191,7 @@ class Sender:
 
     def _wake_all(self) -> None:
         """Have every lane with something to send known to its courier."""
-        for state in self._store.waiting_lanes():
+        for state in list(self._store.waiting_lanes()):
             self._courier(state.lane.peer).schedule.wake(state.lane)
 
     # Rounds.
@@ -245,7 +246,7 @@ class Sender:
         self._round()
 
     def _commit_soon(self) -> None:
-        if self._commit_timer is None:
+        if self._commit_timer is None and not self._leaving:
             self._commit_timer = self._loop.call_later(COMMIT_WITHIN_S, self._commit)
 
     def _commit(self) -> None:
