@@ -1,10 +1,10 @@
-"""What can be asked on the control socket, and what each call does. See docs for the words.
+"""What can be asked on the control socket, and what each call does.
 
     hello                                   who answers, and whether the caller may change things
     status  why {peer}  health  list_peers  what is so
     pause {target, receiving, for_s, reason}  resume {target}  drain {target}
     retry {peer}  peer_reset {peer, mode}   passed on to the sender
-    accept_clock                            passed on to all workers
+    accept_clock                            passed on to all workers: believe the wall clock again
     reload  restart {worker}  stop          the daemon itself
 
 A target is "", PEER, PEER/CHANNEL or PEER/CHANNEL/PRIORITY. What changes the node is on disk

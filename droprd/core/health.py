@@ -206,6 +206,9 @@ def _losses(status: Map, limits: Thresholds) -> list[Reason]:
     if status.get("corrupt"):
         text = f"{status['corrupt']} promised bytes could not be read and lie below corrupt/"
         result.append(Reason(Level.CRITICAL, "corrupt", "spool", text, "droprctl fsck"))
+    if status.get("lost"):
+        text = f"{status['lost']} messages of the inbox were lost with damaged bytes"
+        result.append(Reason(Level.CRITICAL, "lost", "inbox", text, "droprctl fsck"))
     dead = status.get("dead_letters", 0)
     if dead >= limits.dead_letters_warning:
         text = f"{dead} dead letters"

@@ -136,6 +136,7 @@ def status_document(
             ),
         ],
         "corrupt": sum(_count(told.get("corrupt")) for told in (sender, receiver, janitor)),
+        "lost": _count(receiver.get("lost")),
         "last_merge_age_s": sender.get("last_merge_age_s"),
     }
 

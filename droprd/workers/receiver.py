@@ -42,6 +42,7 @@ from droprd.workers.commits import Commits
 from droprd.workers.worker import Context
 
 ROOM_RETRY_S = 30
+PAUSED_RETRY_S = 30
 RECOUNT_S = 20.0
 TICK_S = 0.5
 TOKEN_BYTES_MAX = 1024
@@ -131,15 +132,24 @@ class Receiver:
     # -- the service -----------------------------------------------------------------------------
 
     def admit(self, peer: str, kind: RequestKind, length: int) -> None:
-        """See `Service.admit`: 507 if there is no room for the body."""
+        """See `Service.admit`: 503 while paused, 507 if there is no room for the body."""
         self._hearsay.hear(peer)
         if kind in ("push", "blob"):
+            self._check_paused(peer)
             why = self.store.no_room(peer, length)
             if why:
                 if not self._full:
                     logs.event(log, logging.WARNING, "requests are refused", peer=peer, why=why)
                 self._full, self._full_for = why, (peer, length)
                 raise Refused(507, "no_room", "there is no room for this", why, ROOM_RETRY_S)
+
+    def _check_paused(self, peer: str) -> None:
+        """Raise Refused while an operator's pause says that nothing is received (from `peer`)."""
+        paused = self._context.facts.get("paused", {})
+        for target in ("", peer):
+            if target in paused and paused[target].get("receiving"):
+                why = "an operator paused receiving"
+                raise Refused(503, "paused", "nothing is taken at present", why, PAUSED_RETRY_S)
 
     async def hello(self, peer: str, body: bytes) -> Answer:
         """See `Service.hello`."""

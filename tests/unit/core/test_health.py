@@ -73,6 +73,7 @@ def test_a_full_disk_dead_letters_corruption_and_a_stopped_daemon_are_named() ->
             "receiver": {"full": True},
             "dead_letters": 2,
             "corrupt": 1,
+            "lost": 1,
             "problems": ["the wall clock has jumped"],
         }
     )
@@ -82,6 +83,7 @@ def test_a_full_disk_dead_letters_corruption_and_a_stopped_daemon_are_named() ->
         "inbox_full": Level.CRITICAL,
         "disk_space": Level.CRITICAL,
         "corrupt": Level.CRITICAL,
+        "lost": Level.CRITICAL,
         "dead_letters": Level.WARNING,
         "problem": Level.WARNING,
     }
