@@ -29,7 +29,7 @@ from droprd.core import claimops, leasing
 from droprd.core.claimops import Now, Op, Range
 from droprd.errors import UsageError
 from droprd.model import Clock, check_name
-from droprd.settings.published import CHANNEL_SETTINGS_DEFAULT, Published, find_node
+from droprd.settings.published import Public, Published, find_node
 from droprd.spool.claims import LOCK_TIMEOUT_S
 from droprd.spool.clock import SystemClock
 from droprd.spool.inbox import InboxStore, Stream

@@ -12,9 +12,9 @@
     then: the note (msgpack), the frame.
 
 Every entry names its log and its place in it, so that stale bytes of a recycled or cut file never
-count, and a search after damage cannot mistake a body for an entry. `synced end when written` is the
-newest point then known to be on stable storage: damage before the largest such point was promised;
-damage after it is the tail of a crash.
+count, and a search after damage cannot mistake a body for an entry. `synced end when written` is
+the newest point then known to be on stable storage: damage before the largest such point was
+promised; damage after it is the tail of a crash.
 
 Pure. Raises BadData.
 """

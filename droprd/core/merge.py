@@ -6,7 +6,8 @@ that had not returned at the note, so nothing promises its place before those ta
 
 Frames of earlier boots come first, whatever their clock says, in the order of boots known to
 `sender.log`; boots met for the first time (no daemon ran in them) follow those, in an order that
-agrees with every journal: a journal that holds frames of two boots shows which came first. Our own boot is last. Each journal keeps its own order always.
+agrees with every journal: a journal that holds frames of two boots shows which came first. Our own
+boot is last. Each journal keeps its own order always.
 
 Pure.
 """

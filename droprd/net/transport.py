@@ -1,4 +1,4 @@
-"""How requests reach a peer: the interface, its values, and the choice by URL scheme.
+"""How requests reach a peer: the interface, its values, and the words of an address.
 
 A `Transport` carries whole requests to one address and brings back the answer. It never decides:
 it does not repeat, redirect, back off or judge an answer (a 503 is a `Reply`, not an error). The
@@ -9,8 +9,7 @@ what lies in a log never becomes a Python string. The descriptors must stay open
 has returned, raised or been cancelled *and awaited*; the transport never closes them.
 
 Raises only `TransportError`, whose `kind` says where it broke and whose text is for `why PEER`.
-Other packages add transports by an entry point of the group `droprd.transports`, named after the
-scheme, that leads to a callable `(TransportOptions) -> Transport`.
+Which transport carries which scheme is in `droprd.net.registry`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from droprd.errors import ConfigError, DroprdError
 
-ENTRY_POINT_GROUP = "droprd.transports"
 ANSWER_BYTES_MAX = 64 * 1024
 
 TransportErrorKind = Literal[
@@ -178,74 +175,3 @@ def scheme_of(url: str) -> str:
             f"{url!r} is no URL", why="it begins with no scheme", hint="write https://HOST:PORT"
         )
     return match[1]
-
-
-def _curl(options: TransportOptions) -> Transport:
-    from droprd.net.push import CurlTransport  # here, so that this module loads without pycurl
-
-    return CurlTransport(options)
-
-
-BUILT_IN: Mapping[str, TransportFactory] = {"https": _curl, "http": _curl, "unix": _curl}
-
-
-def transport_factory(scheme: str) -> TransportFactory:
-    """The maker of transports for `scheme`: droprd's own, else an installed package's.
-
-    Raises: ConfigError if there is none, or if the package that offers it cannot be loaded.
-    """
-    if scheme in BUILT_IN:
-        return BUILT_IN[scheme]
-    found = [point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name == scheme]
-    if not found:
-        raise ConfigError(
-            f"no transport for {scheme}: addresses",
-            why=f"known are {', '.join(known_schemes())}",
-            hint=f"use one of these, or install the package that brings {scheme}",
-        )
-    try:
-        factory = found[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the transport for {scheme}: addresses cannot be loaded",
-            why=f"{found[0].value}: {error}",
-            hint="repair or remove the package that offers it",
-        ) from error
-    if not callable(factory):
-        raise ConfigError(
-            f"the transport for {scheme}: addresses cannot be used",
-            why=f"{found[0].value} is no callable",
-            hint="it must take TransportOptions and return a Transport",
-        )
-    made: TransportFactory = factory
-    return made
-
-
-def known_schemes() -> list[str]:
-    """All schemes for which a transport is installed, sorted."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
-
-
-class Transports:
-    """The transports of one peer, made when their scheme is first used."""
-
-    def __init__(self, options: TransportOptions | None = None) -> None:
-        self._options = options or TransportOptions()
-        self._made: dict[TransportFactory, Transport] = {}
-
-    async def exchange(self, request: Request) -> Reply:
-        """Like `Transport.exchange`, by the scheme of `request.url`.
-
-        Raises: TransportError, ConfigError (no transport for this scheme).
-        """
-        factory = transport_factory(scheme_of(request.url))
-        transport = self._made.get(factory)
-        if transport is None:
-            transport = self._made[factory] = factory(self._options)
-        return await transport.exchange(request)
-
-    async def aclose(self) -> None:
-        """Close them all."""
-        made, self._made = self._made, {}
-        for transport in made.values():
-            await transport.aclose()

@@ -18,13 +18,13 @@ from droprd.core.problem import decode_problem
 from droprd.core.push import VERSION
 from droprd.errors import ConfigError
 from droprd.net.credentials import TOKEN_PATTERN
+from droprd.net.registry import Transports
 from droprd.net.transport import (
     Piece,
     Reply,
     Request,
     TransportError,
     TransportOptions,
-    Transports,
 )
 from droprd.settings.values import PeerSettings
 

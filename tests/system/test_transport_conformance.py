@@ -27,7 +27,8 @@ from droprd.net.credentials import Tokens
 from droprd.net.listen import Listener
 from droprd.net.push import CurlTransport
 from droprd.net.service import Answer, BlobPiece, Reader, RequestKind
-from droprd.net.transport import Transport, TransportOptions, transport_factory
+from droprd.net.registry import transport_factory
+from droprd.net.transport import Transport, TransportOptions
 from droprd.testing.farend import FarEnd, MemoryFarEnd, MemoryTransport, StreamFarEnd
 from droprd.testing.transports import CHECKS, Check
 
@@ -144,7 +145,8 @@ SENDER = """
     import asyncio, sys
     from droprd.core.push import LanePush, Push, decode_push_answer, encode_push
     from droprd.model import GENESIS
-    from droprd.net.transport import FileRange, Request, Transport, Transports, transport_factory
+    from droprd.net.registry import Transports, transport_factory
+    from droprd.net.transport import FileRange, Request, Transport
 
     async def main():
         transports = Transports()
@@ -196,7 +198,7 @@ def test_a_transport_that_cannot_be_loaded_is_a_configuration_fault(tmp_path: Pa
     install(PLUGIN, tmp_path)
     program = """
         from droprd.errors import ConfigError
-        from droprd.net.transport import known_schemes, transport_factory
+        from droprd.net.registry import known_schemes, transport_factory
         print(known_schemes())
         try:
             transport_factory("broken")

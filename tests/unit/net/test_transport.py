@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from droprd.errors import ConfigError
 from droprd.net.push import READ_BYTES, Body, CurlTransport
+from droprd.net.registry import transport_factory
 from droprd.net.transport import (
     FileRange,
     Piece,
@@ -19,7 +20,6 @@ from droprd.net.transport import (
     Transport,
     TransportOptions,
     scheme_of,
-    transport_factory,
 )
 
 pieces_spec = st.lists(
