@@ -23,6 +23,8 @@ import msgpack
 from droprd.errors import ConfigError, SpoolNotReady
 from droprd.settings.values import (
     CHANNEL_SETTINGS_DEFAULT as CHANNEL_SETTINGS_DEFAULT,  # for clients, who import no other
+)
+from droprd.settings.values import (
     CONFIG_DEFAULT,
     SOCKET_DEFAULT,
     SPOOL_DEFAULT,
