@@ -41,7 +41,7 @@ def test_the_examples_are_read_as_the_page_says() -> None:
 def test_the_page_names_every_code_of_a_refusal() -> None:
     table = PAGE.partition("## Refusals")[2].partition("## Limits")[0]
     codes = set(re.findall(r"^\| \d+ \| `([a-z_]+)` \|", table, re.MULTILINE))
-    assert codes == {*TITLES, "no_room", "broken_off"}
+    assert codes == {*TITLES, "no_room", "paused", "broken_off"}
 
 
 def test_the_page_names_every_limit() -> None:
