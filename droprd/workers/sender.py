@@ -9,8 +9,8 @@ couriers of the touched lanes start their requests. While rings keep coming, rou
 of twice their own duration, so that many sends share one. A ring can be lost: the sender also looks
 by itself, at first soon, then less and less often, at last once a second.
 
-Receipts are committed by the next round, or after some milliseconds if there is none: until then a
-crash only makes the receiver say once more what it has.
+Receipts are committed by the next round, or a tenth of a second later if there is none: until then
+a crash only makes the receiver say once more what it has.
 
 A crash leaves what sender.log says; the next start mends and goes on. Any error of the disk ends
 this process at once, without another write: recovery decides, in a new one.
@@ -38,7 +38,7 @@ from droprd.workers.courier import Courier, Node
 from droprd.workers.tally import Tally
 from droprd.workers.worker import Context
 
-COMMIT_WITHIN_S = 0.02
+COMMIT_WITHIN_S = 0.1
 ROUND_DISTANCE_MAX_S = 0.02
 LOOK_FIRST_S = 0.05
 LOOK_MAX_S = 1.0
@@ -225,6 +225,9 @@ class Sender:
         if result.lanes:
             self._next_round_at = now + min(2 * (now - began), ROUND_DISTANCE_MAX_S)
             self._look_s = LOOK_FIRST_S
+            if self._commit_timer is not None:  # the merge's commit took the receipts along
+                self._commit_timer.cancel()
+                self._commit_timer = None
             touched = set()
             for lane in result.lanes:
                 courier = self._courier(lane.peer)
