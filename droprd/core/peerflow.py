@@ -318,8 +318,9 @@ class PeerFlow:
             raise RuntimeError(f"{event.name} cannot happen to a line that is {self.line.value}")
         line, acts = cell
         if line is not self.line:
+            if Line.OPEN in (line, self.line):
+                self.since_s = now_s  # a probe does not begin an outage anew
             self.line = line
-            self.since_s = now_s
             if line is Line.THROTTLED:
                 # Whatever else is under way now belongs to this same outage.
                 self._epoch += 1

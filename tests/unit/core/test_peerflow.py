@@ -180,6 +180,14 @@ def test_a_probe_given_up_by_this_side_leaves_the_way_free_for_the_next() -> Non
     assert flow.budget(1, 5, 1) is not None
 
 
+def test_an_outage_is_as_old_as_its_first_failure_however_many_probes_there_were() -> None:
+    flow = flow_of()
+    unreachable(flow, 10)
+    unreachable(flow, 20)
+    go(flow, 30)
+    assert (flow.state, flow.since_s) == ("probing", 10)
+
+
 # Refusals and hearing.
 
 
