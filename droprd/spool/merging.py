@@ -1,6 +1,6 @@
 """Merging: what producers put into their journals goes into lanes, in the order of its stamps.
 
-Owns: reading journals, the rounds, mending lanes after a crash, and deleting journals that are
+Owns: reading journals, the rounds (with `rounds`), and deleting journals that are
 merged to their end. The order itself is decided in `droprd.core.merge`.
 
 Guarantees: a frame enters its lane once. The journals' ranges and the lanes' new ends are committed
@@ -15,37 +15,24 @@ What a crash leaves: a round that is committed, or one that never happened.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from droprd.core import entry, frame
+from droprd.core import frame
 from droprd.core.entry import FILE_HEADER_BYTES, Kind
-from droprd.core.frame import Buffer
-from droprd.core.merge import BootOrder, Stamped, in_order
-from droprd.core.outstate import MergedLane, merge_note
-from droprd.errors import BadData, SpoolCorrupt
+from droprd.core.merge import BootOrder, in_order
+from droprd.core.outstate import merge_note
+from droprd.errors import BadData
 from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.handle import Spool
 from droprd.spool.journalfile import left_behind
 from droprd.spool.lanes import WRITERS_MAX, LaneFiles
 from droprd.spool.layout import split_journal_name, split_outbox_blob_name
+from droprd.spool.rounds import CORRUPT, Journal, Part, Source
 from droprd.spool.senderlog import SenderLog
 
-CORRUPT = "corrupt"
 ROUND_BYTES = 4 << 20
-
-
-@dataclass(slots=True)
-class _Journal:
-    """A journal as the sender reads it."""
-
-    name: str
-    fd: int
-    log_id: bytes
-    limit: int
-    is_ours: bool = False  # we hold its lock, and `limit` is its final end
-    seen_ns: int = 0  # when it last had something new
 
 
 @dataclass(slots=True)
@@ -76,7 +63,7 @@ class Merger:
         self._log = sender_log
         self._lanes = lanes
         self._idle_ns = int(idle_s * 1e9)
-        self._journals: dict[str, _Journal] = {}
+        self._journals: dict[str, Journal] = {}
         self._ends: dict[str, int] = {}  # where broken journals validly end, by their successors
         self._is_first = True
         self._knows_no_boots = True
@@ -103,10 +90,13 @@ class Merger:
         if self._knows_no_boots:
             self._boots.learn(self._boots_of(j) for j in sources)
             self._knows_no_boots = False
-        reads = [_Source(self, j, merged.get(j.name, FILE_HEADER_BYTES)) for j in sources]
+        reads = [
+            Source(self._spool.fs, j, merged.get(j.name, FILE_HEADER_BYTES), self._damaged)
+            for j in sources
+        ]
         runs: list[tuple[int, int, int]] = []
         bad: list[tuple[str, int, Sequence[int]]] = []
-        parts: dict[Lane, _Part] = {}
+        parts: dict[Lane, Part] = {}
         taken = 0
         is_crowded = False
         for index, item in in_order([iter(r) for r in reads], self._boots, now_ns, bytes_max):
@@ -124,7 +114,7 @@ class Merger:
             if item.bad:
                 bad.append((sources[index].name, item.offset, item.bad))
             if part is None:
-                part = parts[lane] = _Part(*self._lanes.writer(self._log.state.lane(lane)))
+                part = parts[lane] = Part(*self._lanes.writer(self._log.state.lane(lane)))
             part.append(item)
             if item.frame.info.is_blob:
                 self._adopt_blob(sources[index].name, item.frame.frame_id)
@@ -161,7 +151,7 @@ class Merger:
             max(0, j.limit - merged.get(j.name, FILE_HEADER_BYTES)) for j in self._journals.values()
         )
 
-    def _boots_of(self, journal: _Journal) -> list[bytes]:
+    def _boots_of(self, journal: Journal) -> list[bytes]:
         """The boots in which frames were put into what is not merged of a journal, in order."""
         fs, limit = self._spool.fs, journal.limit
         start = self._log.state.merged.get(journal.name, FILE_HEADER_BYTES)
@@ -218,7 +208,8 @@ class Merger:
         fs = self._spool.fs
         path = self._spool.layout.journal(name)
         try:
-            fd = fs.open(path, os.O_RDWR)
+            # A journal belongs to its producer; our group may read it, no more.
+            fd = fs.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return
         try:
@@ -230,9 +221,9 @@ class Merger:
             # Its maker may still write the header, so it is looked at again next time.
             fs.close(fd)
             return
-        self._journals[name] = _Journal(name, fd, header.log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
+        self._journals[name] = Journal(name, fd, header.log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
 
-    def _try_finish(self, journal: _Journal) -> None:
+    def _try_finish(self, journal: Journal) -> None:
         """If nobody holds it, it is ours to finish: sync it, and take what is whole."""
         fs = self._spool.fs
         if not fs.try_lock(journal.fd):
@@ -245,6 +236,10 @@ class Merger:
         fs.sync(journal.fd, "journal.finish")
         published = log.read_published(fs, journal.fd)
         start = self._log.state.merged.get(journal.name, FILE_HEADER_BYTES)
+        if fs.read_at(journal.fd, fs.size(journal.fd), published).strip(b"\0"):
+            # Whoever left it behind let go of it only once the note that says so was on disk, so
+            # now is the time to ask.
+            self._ends = left_behind(fs, self._spool.layout)
         cap = self._ends.get(journal.name)
         walk = log.Walk(
             fs, journal.fd, journal.log_id, start, promised=max(start, published), stop=cap
@@ -259,7 +254,7 @@ class Merger:
         journal.limit = max(walk.end, start)
         journal.is_ours = True
 
-    def _forget(self, journal: _Journal) -> None:
+    def _forget(self, journal: Journal) -> None:
         self._spool.fs.close(journal.fd)
         del self._journals[journal.name]
 
@@ -309,9 +304,11 @@ class Merger:
     def remove_orphans(self) -> int:
         """Delete blobs whose journal is gone without naming them: their send never returned."""
         fs, layout = self._spool.fs, self._spool.layout
+        blobs = fs.listdir(layout.outbox_blobs)
+        # Looked at afterwards: a blob's journal is there before the blob.
         journals = set(fs.listdir(layout.journals)) | set(self._log.state.merged)
         removed = 0
-        for name in fs.listdir(layout.outbox_blobs):
+        for name in blobs:
             parts = split_outbox_blob_name(name)
             if parts is not None and parts[0] is not None and parts[0] not in journals:
                 fs.unlink(f"{layout.outbox_blobs}/{name}")
@@ -323,166 +320,8 @@ class Merger:
         for journal in list(self._journals.values()):
             self._forget(journal)
 
-    # -- recovery ----------------------------------------------------------------------------
-
-    def mend(self) -> int:
-        """After a start: make the lanes what the committed merges say. Returns frames put back.
-
-        Raises: SpoolCorrupt if journals no longer hold what a lane lacks.
-        """
-        state = self._log.state
-        ends: dict[Lane, dict[int, int]] = {}
-        for merge in state.unsynced:
-            for part in merge.lanes:
-                ends.setdefault(part.lane, {})[part.segment] = part.end
-        for lane_state in state.lanes.values():
-            segments = ends.setdefault(lane_state.lane, {})
-            if lane_state.tail.offset > FILE_HEADER_BYTES:
-                segments.setdefault(lane_state.tail.segment, lane_state.tail.offset)
-        missing: dict[Lane, dict[int, int]] = {}
-        for lane, segments in ends.items():
-            gaps = self._lanes.mend(state.lane(lane), sorted(segments.items()))
-            if gaps:
-                missing[lane] = gaps
-        put_back = 0
-        for merge in state.unsynced if missing else ():
-            at = {p.lane: [p.segment, p.start] for p in merge.lanes}
-            if not any(p.segment in missing.get(p.lane, {}) for p in merge.lanes):
-                continue
-            bad = {(name, offset): indexes for name, offset, indexes in merge.bad}
-            for name, start, end in merge.runs:
-                for item in self._reread(name, start, end, bad):
-                    place = at[item.frame.lane]
-                    gap = missing.get(item.frame.lane, {}).get(place[0])
-                    size = item.entry_bytes
-                    if gap is not None and place[1] >= gap:
-                        self._lanes.append_missing(
-                            item.frame.lane, place[0], place[1], item.note, item.pieces, item.size
-                        )
-                        put_back += 1
-                    place[1] += size
-            for part in merge.lanes:
-                if at[part.lane][1] != part.end:
-                    raise SpoolCorrupt(
-                        f"lane {part.lane} cannot be mended",
-                        why="its journals no longer hold what was merged from them",
-                        hint="run `droprctl fsck`",
-                    )
-        # If we stop here: these lanes are mended again. Later they would be called synced although
-        # nobody has them open.
-        for lane, gaps in missing.items():
-            for segment in gaps:
-                self._lanes.sync_mended(lane, segment)
-        return put_back
-
-    def _reread(
-        self, name: str, start: int, end: int, bad: dict[tuple[str, int], Sequence[int]]
-    ) -> Iterator[_Item]:
-        fs = self._spool.fs
-        fd = fs.open(self._spool.layout.journal(name), os.O_RDONLY)
-        try:
-            log_id = log.read_header(fs, fd).log_id
-            for item in log.Walk(fs, fd, log_id, start, promised=end, stop=end):
-                if isinstance(item, log.Entry) and item.frame:
-                    try:
-                        parsed = frame.parse(item.frame)
-                    except BadData:
-                        continue
-                    yield _Item(
-                        parsed,
-                        item.head.offset,
-                        item.head.end,
-                        bad.get((name, item.head.offset), ()),
-                    )
-        finally:
-            fs.close(fd)
-
-    def damaged(self, journal: _Journal, start: int, end: int) -> None:
+    def _damaged(self, journal: Journal, start: int, end: int) -> None:
         """Keep promised bytes that cannot be read; they are counted and health turns critical."""
         data = self._spool.fs.read_at(journal.fd, end - start, start)
         self._spool.set_aside(self._spool.layout.journal(journal.name), start, data)
         self.corrupt_bytes += end - start
-
-
-class _Item:
-    """A frame on its way from a journal into its lane."""
-
-    __slots__ = ("bad", "end", "frame", "note", "offset", "pieces", "size")
-
-    def __init__(self, parsed: frame.Frame, offset: int, end: int, bad: Sequence[int]) -> None:
-        self.frame = parsed
-        self.offset = offset
-        self.end = end
-        self.bad = bad
-        self.note = b""
-        self.pieces: list[Buffer] = [parsed.data]
-        self.size = len(parsed.data)
-        if bad:
-            self.note = entry.pack_note({"v": [[i, CORRUPT] for i in bad]})
-            self.pieces = parsed.without(bad)
-            self.size = sum(map(len, self.pieces))
-
-    @property
-    def entry_bytes(self) -> int:
-        return entry.ENTRY_BYTES + len(self.note) + self.size
-
-
-class _Source:
-    """The frames of one journal from where it was merged to, for one round."""
-
-    def __init__(self, merger: Merger, journal: _Journal, start: int) -> None:
-        self._merger = merger
-        self._journal = journal
-        self.position = start
-        self.is_done = False
-        fs = merger._spool.fs
-        self.walk = log.Walk(
-            fs, journal.fd, journal.log_id, start, promised=journal.limit, stop=journal.limit
-        )
-
-    def __iter__(self) -> Iterator[tuple[Stamped, _Item]]:
-        for item in self.walk:
-            if isinstance(item, log.Damage):
-                self._merger.damaged(self._journal, item.start, item.end)
-                continue
-            if not item.frame:
-                continue
-            try:
-                parsed = frame.parse(item.frame)
-            except BadData:
-                self._merger.damaged(self._journal, item.head.offset, item.head.end)
-                continue
-            found = _Item(parsed, item.head.offset, item.head.end, parsed.bad_bodies())
-            info = parsed.info
-            yield Stamped(info.boot_id, info.boot_ns, found.size), found
-        self.is_done = True
-
-    def took(self, item: _Item) -> tuple[int, int]:
-        """The range of the journal that this item covers, with what lay before it."""
-        start = self.position
-        self.position = item.end
-        return start, item.end
-
-
-class _Part:
-    """What a round appends to one lane."""
-
-    def __init__(self, segment: int, writer: log.LogWriter) -> None:
-        self._segment = segment
-        self._writer = writer
-        self._start = writer.end
-        self.messages = 0
-        self.bytes = 0
-        self.voids: list[tuple[bytes, Sequence[int]]] = []
-
-    def append(self, item: _Item) -> None:
-        self._writer.append(item.note, item.pieces, item.size)
-        self.messages += item.frame.count
-        self.bytes += item.frame.info.bodies_bytes
-        if item.bad:
-            self.voids.append((item.frame.frame_id, item.bad))
-
-    def merged(self, lane: Lane) -> MergedLane:
-        return MergedLane(
-            lane, self._segment, self._start, self._writer.end, self.messages, self.bytes
-        )

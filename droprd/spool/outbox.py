@@ -30,6 +30,7 @@ from droprd.spool import log
 from droprd.spool.deadlog import DeadLog
 from droprd.spool.handle import Spool
 from droprd.spool.lanes import LaneFiles
+from droprd.spool.mending import mend
 from droprd.spool.merging import Merger, MergeResult
 from droprd.spool.outgoing import Outgoing, build, elapsed_ms
 from droprd.spool.senderlog import SenderLog, open_sender_log
@@ -37,6 +38,7 @@ from droprd.spool.settling import HELD_RESET, Conversation, Outcome, Settler
 
 CLOCK_PARTED_NS = 300 * 1_000_000_000
 SEGMENT_BYTES_MAX = 16 << 20
+UNSYNCED_MERGES_MAX = 2000
 
 
 class OutboxStore:
@@ -87,7 +89,7 @@ class OutboxStore:
             spool, sender_log, segment_bytes_max=segment_bytes_max, retain_s=retain_s, idle_s=idle_s
         )
         store.corrupt_bytes = sum(d.end - d.start for d in damage)
-        store.put_back = store._merger.mend()
+        store.put_back = mend(spool, sender_log.state, store._files)
         store._merger.remove_orphans()
         return store
 
@@ -258,6 +260,9 @@ class OutboxStore:
     def tend(self, *, space_wanted: bool = False) -> None:
         """What need not be done at once: journals merged to their end, segments past retention."""
         self._merger.retire()
+        if self._log.wants_checkpoint or len(self._log.state.unsynced) > UNSYNCED_MERGES_MAX:
+            # Journals that are held for long must not make the sender's memory grow.
+            self._merger.sync_lanes()
         self._drop_segments(space_wanted)
 
     def _drop_segments(self, space_wanted: bool) -> None:
