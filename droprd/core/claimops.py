@@ -30,7 +30,8 @@ COUNTS = ("acked", "expired", "void", "purged", "buried", "lost")
     REVIVE,
     FORGET,
     SNAPSHOT,
-) = range(12)
+    SYNC_FAILED,
+) = range(13)
 
 
 class Now(NamedTuple):
@@ -137,3 +138,8 @@ def op_revive(ranges: Sequence[Range]) -> Op:
 def op_forget(below: int) -> Op:
     """The segments that held seqs before `below` are gone, their dead letters copied out."""
     return [FORGET, below]
+
+
+def op_sync_failed() -> Op:
+    """A sync of this file failed: nobody may trust it to hold more, until it is replaced."""
+    return [SYNC_FAILED]

@@ -75,6 +75,7 @@ class Claims:
         self.delayed: Spans[Wait] = Spans()
         self.counts = dict.fromkeys(COUNTS, 0)
         self.leased = 0
+        self.sync_failed = False
         self._heap: list[tuple[int, int, int]] = []  # delays of this boot: boot ns, first, end
         self._heap_wall: list[tuple[int, int, int]] = []  # of other boots: wall ns, first, end
 
@@ -277,6 +278,9 @@ class Claims:
         for name, n in counts:
             self.counts[name] += n
 
+    def _apply_sync_failed(self) -> None:
+        self.sync_failed = True
+
     # Pieces of changes
 
     def _new_lease(self, consumer: bytes, boot_id: bytes, until_ns: int) -> Lease:
@@ -381,4 +385,5 @@ _APPLY: dict[int, Callable[..., None]] = {
     claimops.REVIVE: Claims._apply_revive,
     claimops.FORGET: Claims._apply_forget,
     claimops.SNAPSHOT: Claims._apply_snapshot,
+    claimops.SYNC_FAILED: Claims._apply_sync_failed,
 }

@@ -10,8 +10,8 @@ whoever has locked it checks that the name still leads to it.
 
 What a crash leaves: a note cut short, which the next one who locks cuts off; after a power cut,
 less than was written, never less than was published: leases and acks are lost, no message is.
-After a failed sync this process writes no more into that file (the kernel may call old data clean);
-it goes on once the janitor has replaced it.
+After a failed sync nobody writes into that file any more (the kernel may call old data clean, for
+other processes too: a note tells them); all go on once the janitor has replaced it.
 
 Raises OSError; SpoolBusy if the lock cannot be had in time; SpoolCorrupt for bytes that were
 published and cannot be read (the janitor sets them aside and begins a new file).
@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from droprd.core import entry as entries
-from droprd.core.claimops import Op
+from droprd.core.claimops import Op, op_sync_failed
 from droprd.core.claims import Claims
 from droprd.core.entry import ENTRY_BYTES, FILE_HEADER_BYTES, FileHeader, Kind
 from droprd.errors import BadData, SpoolBusy, SpoolCorrupt
@@ -69,12 +69,14 @@ class ClaimsFile:
         self.end = FILE_HEADER_BYTES
         self._synced = FILE_HEADER_BYTES
         self._torn = False
+        self._held = False
+        self._name_synced = False
         self._broken: tuple[int, int] | None = None
 
     @property
     def dirty(self) -> bool:
         """Whether notes that were read or written here may not be on stable storage yet."""
-        return self._fd is not None and self.end > self._synced
+        return self._fd is not None and (self.end > self._synced or not self._name_synced)
 
     @contextmanager
     def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[Claims]:
@@ -103,6 +105,7 @@ class ClaimsFile:
             if found is not None and found.file == self._file:
                 break
             self.close()  # replaced while we waited
+        self._held = True
         try:
             self._follow(fd)
         except BaseException:
@@ -112,6 +115,7 @@ class ClaimsFile:
 
     def release(self) -> None:
         """Give the lock back."""
+        self._held = False
         if self._fd is not None:
             self._fs.unlock(self._fd)
 
@@ -138,19 +142,12 @@ class ClaimsFile:
         assert self._header is not None
         self._check_sound()
         if self._torn:
-            # If we stop here: the torn note may come back, and is cut again.
             self._fs.truncate(fd, self.end)
+            # If we stop here: what was cut may come back, and is cut again. Were the cut not
+            # synced, whole old notes could come back behind the new one.
+            self._sync_fd(fd, "claims.cut")
             self._torn = False
-        note = entries.pack_note(ops)
-        data = entries.pack_entry(self._header.log_id, self.end, self._synced, note, 0)
-        try:
-            self._fs.write_at(fd, [data], self.end)
-        except OSError:
-            self._torn = True
-            self._cut_torn(fd)
-            raise
-        self._apply(ops)
-        self.end += len(data)
+        self._write(fd, ops)
 
     def sync(self) -> bool:
         """Bring what is in the file to stable storage, and publish that. True if it had to.
@@ -158,18 +155,21 @@ class ClaimsFile:
         Raises: OSError; this process then no longer writes into this file (SpoolCorrupt).
         """
         fd = self._fd
-        if fd is None or self.end <= self._synced:
+        if fd is None or (self.end <= self._synced and self._name_synced):
             return False
         self._check_sound()
+        if not self._name_synced:
+            # The janitor may have died between renaming this file and syncing its new name.
+            self._fs.sync_dir(os.path.dirname(self.path), "claims.name")
+            self._name_synced = True
         end = self.end
         self._synced = max(self._synced, min(end, log.read_published(self._fs, fd)))
         if end <= self._synced:
             return False  # somebody else has done it
-        try:
-            self._fs.sync(fd, "claims.sync")
-        except OSError:
-            self._broken = self._file
-            raise
+        self._sync_fd(fd, "claims.sync")
+        # A success means nothing if another process was told of a failure before.
+        self._follow(fd)
+        self._check_sound()
         self._synced = end
         if log.read_published(self._fs, fd) < end:
             self._fs.write_at(fd, [entries.pack_published(end)], entries.PUBLISHED_AT)
@@ -237,6 +237,7 @@ class ClaimsFile:
         descriptors that share it.
         """
         fd, self._fd = self._fd, None
+        self._held = False
         if fd is not None:
             self._fs.close(fd)
         self.state = Claims(self._boot_id)
@@ -260,6 +261,7 @@ class ClaimsFile:
         self._file = fs.file_of(fd)
         self._header = header
         self._synced = log.read_published(fs, fd)
+        self._name_synced = False
         return fd
 
     def _follow(self, fd: int) -> bool:
@@ -300,6 +302,40 @@ class ClaimsFile:
             break
         return self.end > began
 
+    def _write(self, fd: int, ops: Sequence[Op]) -> None:
+        assert self._header is not None
+        note = entries.pack_note(ops)
+        data = entries.pack_entry(self._header.log_id, self.end, self._synced, note, 0)
+        try:
+            self._fs.write_at(fd, [data], self.end)
+        except OSError:
+            self._torn = True
+            with suppress(OSError):  # to free what it took; the next one cuts it again, and syncs
+                self._fs.truncate(fd, self.end)
+            raise
+        self._apply(ops)
+        self.end += len(data)
+
+    def _sync_fd(self, fd: int, site: str) -> None:
+        try:
+            self._fs.sync(fd, site)
+        except OSError:
+            self._broken = self._file
+            self._tell_sync_failed()
+            raise
+
+    def _tell_sync_failed(self) -> None:
+        held = self._held
+        with suppress(OSError, SpoolBusy, SpoolCorrupt):
+            if not held:
+                self.acquire(1.0)
+            try:
+                if self._fd is not None and self._broken == self._file:
+                    self._write(self._fd, [op_sync_failed()])
+            finally:
+                if not held:
+                    self.release()
+
     def _apply(self, ops: Sequence[Op]) -> None:
         try:
             self.state.apply(ops)
@@ -311,20 +347,13 @@ class ClaimsFile:
             raise
 
     def _check_sound(self) -> None:
-        if self._broken == self._file:
+        if self._broken == self._file or self.state.sync_failed:
             raise SpoolCorrupt(
                 f"{self.path} is closed for writing",
                 why="an earlier sync of it failed",
                 hint="the janitor replaces it; see that droprd runs",
                 code="log_broken",
             )
-
-    def _cut_torn(self, fd: int) -> None:
-        try:
-            self._fs.truncate(fd, self.end)
-        except OSError:
-            return  # `_torn` stays set: the next one who appends cuts it, and fails if it cannot
-        self._torn = False
 
     def _corrupt(self, why: str) -> SpoolCorrupt:
         return SpoolCorrupt(

@@ -71,6 +71,8 @@ class StreamTender:
             self._mend(error)
             return
         try:
+            if claims.sync_failed:
+                raise SpoolCorrupt(f"{stream.claims.path} could not be synced by a consumer")
             delayed = claims.delayed.count
             if claims.offers(now) and claims.delayed.count < delayed:
                 self._waiting.ring([stream.channel])  # who polls its descriptor is not woken else
