@@ -266,6 +266,24 @@ class Merger:
             # name is durable.
             fs.rename(old, layout.outbox_blob(frame_id))
 
+    def _adopt_late_blobs(self, journals: dict[str, Journal]) -> None:
+        """Of merged journals: a power cut may have taken back the names their blobs had got."""
+        fs, layout = self._spool.fs, self._spool.layout
+        named = map(split_outbox_blob_name, fs.listdir(layout.outbox_blobs))
+        for name in {parts[0] for parts in named if parts is not None}:
+            journal = journals.get(name or "")
+            if journal is None:
+                continue
+            limit = journal.limit
+            for item in log.Walk(fs, journal.fd, journal.log_id, promised=limit, stop=limit):
+                if isinstance(item, log.Entry) and item.frame:
+                    try:
+                        info = frame.peek(item.frame)
+                    except BadData:
+                        continue
+                    if info.is_blob:
+                        self._adopt_blob(journal.name, info.frame_id)
+
     # -- journals that are merged to their end -----------------------------------------------
 
     def retire(self) -> int:
@@ -278,6 +296,7 @@ class Merger:
         ]
         if not done:
             return 0
+        self._adopt_late_blobs({j.name: j for j in done})
         self.sync_lanes()
         for journal in done:
             # If we stop here: the name may come back after a power cut. What was merged of it is

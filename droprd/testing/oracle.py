@@ -41,7 +41,7 @@ class Sent:
     began: int
     ended: int = NOT_YET
     fate: Fate = Fate.UNKNOWN
-    id: str = ""
+    may_expire: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -107,7 +107,6 @@ class Oracle:
             if message_id in self.ids:
                 raise Violation(f"two messages have the id {message_id}")
             self.ids[message_id] = sent.serial
-            sent.id = message_id
 
     # -- checks --------------------------------------------------------------------------------
 
@@ -156,6 +155,7 @@ class Oracle:
         for sent in self.sent:
             if (
                 sent.fate is Fate.ACCEPTED
+                and not sent.may_expire
                 and sent.serial not in found
                 and sent.serial not in settled
                 and any(not line.lost and line.knows(sent) for line in self.copies)

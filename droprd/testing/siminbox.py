@@ -28,7 +28,7 @@ from droprd.spool.layout import segment_number
 from droprd.spool.receiver import ReceiverStore
 from droprd.spool.seals import SealReader
 from droprd.testing.simdisk import SimDisk
-from droprd.testing.simsender import make_node_spool, open_spool
+from droprd.testing.simproducer import make_node_spool, open_spool
 from droprd.testing.simulation import Chaos, Crash, Machine, Rates, SimFs, SimTime, Violation
 
 PEER = "hamburg"
@@ -99,7 +99,8 @@ class InboxSimulation:
             match_frames=rng.choice((5, 100_000)),
             peers={PEER: PeerLimits(channels=frozenset({"a", "b"}))},
         )
-        self.seen: dict[str, list[bytes]] = {"a": [], "b": []}
+        self.seen: dict[str, dict[int, bytes]] = {"a": {}, "b": {}}
+        self.seen_end = {"a": 0, "b": 0}
         make_node_spool(self.machine)
 
     def run(self, crashes: int, lives: int = 400) -> int:
@@ -278,7 +279,7 @@ class InboxSimulation:
             directory = layout.stream(channel, 5)
             if fs.stat(directory) is None:
                 continue
-            found: list[bytes] = []
+            found: list[tuple[int, bytes]] = []
             seq = -1
             for name in sorted(n for n in fs.listdir(directory) if segment_number(n)):
                 fd = fs.open(f"{directory}/{name}", os.O_RDONLY)
@@ -299,26 +300,22 @@ class InboxSimulation:
                     seq = note["q"] + parsed.count
                     if parsed.info.is_blob and "v" not in note:
                         self.check_blob(fs, layout.inbox_blob(PEER, parsed.frame_id), parsed)
-                    found.append(parsed.frame_id)
-            self.see(channel, found)
+                    found.append((note["q"], parsed.frame_id))
+            self.see(channel, found, seq)
         fs.die()
 
-    def see(self, channel: str, found: list[bytes]) -> None:
-        """`found` may begin later than what was seen (segments were deleted), and go on further."""
+    def see(self, channel: str, found: list[tuple[int, bytes]], end: int) -> None:
+        """(seq, frame id) of what there is, up to the seq `end`. Its beginning may be deleted; after
+        a power cut an older end is published until the receiver has started."""
         seen = self.seen[channel]
-        if not found:
-            return
-        if found[0] in seen:
-            at = seen.index(found[0])
-            known = seen[at:]
-            # After a power cut an older end is published, until the receiver has started.
-            if found[: len(known)] != known[: len(found)]:
+        if found and found[0][0] > self.seen_end[channel]:
+            raise Violation(f"{channel}: there is a gap behind what a consumer saw")
+        for seq, frame_id in found:
+            if seq >= self.seen_end[channel]:
+                seen[seq] = frame_id
+            elif seen.get(seq) != frame_id:
                 raise Violation(f"{channel}: what a consumer saw is gone or changed")
-            seen += found[len(known) :]
-        elif seen:
-            raise Violation(f"{channel}: what a consumer saw is gone")
-        else:
-            seen += found
+        self.seen_end[channel] = max(end, self.seen_end[channel])
         self.check_order(channel)
 
     def check_order(self, channel: str) -> None:
@@ -327,7 +324,7 @@ class InboxSimulation:
             if lane.key.channel == channel:
                 ids = [one.frame_id for one in lane.frames]
                 mine = set(ids)
-                stored = [frame_id for frame_id in self.seen[channel] if frame_id in mine]
+                stored = [frame_id for frame_id in self.seen[channel].values() if frame_id in mine]
                 if stored != ids[: len(stored)]:
                     raise Violation(f"{lane.key}: lost, doubled or out of order in the inbox")
 
@@ -363,5 +360,9 @@ class InboxSimulation:
             for void in one.voids
         }
         got = {(void.frame_id, void.index) for void in told.voids}
+        while told.voids_to is not None:
+            asked = MatchRequest(spool_id, lane.key.channel, 5, heads, None, told.voids_to)
+            told = store.match(PEER, asked)
+            got |= {(void.frame_id, void.index) for void in told.voids}
         if not voids <= got and self.limits.match_frames > 1000:
             raise Violation(f"{lane.key}: a match forgets stored voids")

@@ -12,17 +12,29 @@ from random import Random
 from typing import Literal
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What the head of a blob's request says."""
+
+    frame_id: bytes
+    offset: int
+    size: int
+
+
 @dataclass(eq=False, slots=True)
 class Request:
-    """Attributes:
-    peer: whom the receiver takes the sender for.
-    asker: the process that waits for the answer.
+    """A request under way.
+
+    Attributes:
+        peer: whom the receiver takes the sender for.
+        asker: the process that waits for the answer.
     """
 
-    kind: Literal["push", "match"]
+    kind: Literal["push", "match", "blob"]
     peer: str
     body: bytes
     asker: object
+    piece: Piece | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -13,11 +13,20 @@ from droprd.core.outstate import START
 from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.lanes import LaneFiles
+from droprd.spool.layout import Layout
+from droprd.spool.mending import mend
 from droprd.spool.merging import Merger
 from droprd.spool.senderlog import SenderLog, open_sender_log
 from droprd.testing.oracle import Oracle
 from droprd.testing.simdisk import SimDisk
-from droprd.testing.simsender import Producer, make_node_spool, open_spool, serial_of
+from droprd.testing.simproducer import (
+    ROOT,
+    Producer,
+    blob_serial,
+    make_node_spool,
+    open_spool,
+    serial_of,
+)
 from droprd.testing.simulation import Chaos, Crash, Machine, Rates, SimFs, SimTime, Violation
 
 LANES = [Lane("berlin", "sites", 5), Lane("berlin", "sites", 0), Lane("paris", "sites", 5)]
@@ -142,7 +151,7 @@ class SenderProcess:
         self.log, damage = open_sender_log(spool)
         self.lanes = LaneFiles(spool, SEGMENT_BYTES_MAX)
         self.merger = Merger(spool, self.log, self.lanes)
-        self.merger.mend()
+        mend(spool, self.log.state, self.lanes)
         if damage:
             raise Violation("a crash damaged sender.log")
         self.first = True
@@ -174,6 +183,9 @@ class SenderProcess:
                 found = parse(item.frame)
                 if found.lane != lane:
                     raise Violation(f"{lane} holds a frame of {found.lane}")
+                if found.info.is_blob:
+                    serials.append(blob_serial(self.fs, self._blob_paths(found.frame_id), found))
+                    continue
                 serials += [serial_of(bytes(found.body(i))) for i in range(found.count)]
             known = world.known.get(lane, [])
             if serials[: len(known)] != known:
@@ -186,3 +198,8 @@ class SenderProcess:
         for lane, known in world.known.items():
             if known and lane not in self.log.state.lanes:
                 raise Violation(f"{lane} is gone")
+
+    def _blob_paths(self, frame_id: bytes) -> list[str]:
+        layout = Layout(ROOT)
+        names = self.fs.listdir(layout.outbox_blobs)
+        return [f"{layout.outbox_blobs}/{n}" for n in names if n.endswith(frame_id.hex())]

@@ -14,9 +14,11 @@ from droprd.client.message import Message
 from droprd.client.taking import Look, Taker
 from droprd.core import ask, claimops, leasing
 from droprd.core.claimops import Now
+from droprd.core.leasing import Stored
 from droprd.core.push import decode_push, encode_push_answer
 from droprd.errors import SpoolBusy, SpoolCorrupt
 from droprd.settings.values import ChannelSettings
+from droprd.spool.arrivals import PieceRefused
 from droprd.spool.bells import Waiting
 from droprd.spool.channelreader import ChannelReader
 from droprd.spool.inbox import FilesStream, channel_names, stream_priorities
@@ -26,8 +28,8 @@ from droprd.spool.receiver import Pending, ReceiverStore
 from droprd.spool.retention import DeadLetters, Retention
 from droprd.spool.seals import SealReader
 from droprd.spool.tending import StreamTender
-from droprd.testing.simnet import Network, Reply, Request
-from droprd.testing.simsender import ROOT, open_spool, serial_of
+from droprd.testing.simnet import Network, Piece, Reply, Request
+from droprd.testing.simproducer import ROOT, blob_serial, open_spool, serial_of
 from droprd.testing.simulation import Machine, SimFs, Violation
 
 LEASE_S = 30
@@ -37,16 +39,13 @@ POLICY = ChannelSettings(max_attempts=1000)
 class Receiver:
     """One life of the receiver process."""
 
-    def __init__(
-        self, machine: Machine, network: Network, rng: Random, *, match_frames: int
-    ) -> None:
+    def __init__(self, machine: Machine, network: Network, rng: Random, limits: Limits) -> None:
         """Opening may crash."""
         self.fs = machine.start("receiver")
         self._network = network
         self._rng = rng
         self._waiting: list[tuple[Request, Pending]] = []
         self.writing = False
-        limits = Limits(segment_bytes_max=9_000, match_frames=match_frames)
         self.store = ReceiverStore(open_spool(machine, self.fs), limits)
         if self.store.report.damage or self.store.report.lost_messages:
             raise Violation(f"a crash damaged the inbox: {self.store.report}")
@@ -60,12 +59,32 @@ class Receiver:
             answer = self.store.match(request.peer, ask.decode_match(request.body))
             self._network.answer(Reply(request, ask.encode_match_answer(answer)))
             return
+        if request.piece is not None:
+            have = self._take_piece(request, request.piece)
+            self._network.answer(Reply(request, ask.encode_blob_answer(have)))
+            return
         push, parts = decode_push(request.body)
         pending = self.store.push(request.peer, push, parts)
         if pending.waits:
             self._waiting.append((request, pending))
         else:
             self._answer(request, pending)
+
+    def _take_piece(self, request: Request, piece: Piece) -> int:
+        blobs = self.store.blobs
+        try:
+            arrival = blobs.arrive(request.peer, piece.frame_id, piece.offset, piece.size)
+            if arrival is None:
+                return piece.size
+            # Now and then the connection breaks in the middle.
+            whole = self._rng.random() < 0.9
+            try:
+                arrival.write(request.body if whole else request.body[: len(request.body) // 2])
+            finally:
+                have = arrival.close()
+        except PieceRefused as refusal:
+            return refusal.have
+        return have
 
     def commit(self) -> None:
         """Bring what waits to stable storage, then answer it."""
@@ -166,6 +185,10 @@ class Consumer:
         self.messages += look.messages
         return look.messages
 
+    def serial(self, message: Message) -> int:
+        """Which message this is."""
+        return serial_in(self.fs, message._stored, message._index)
+
     def settle(self, messages: Sequence[Message]) -> None:
         """Ack what is still leased; `acked` are the serials not synced yet."""
         for message in messages:
@@ -178,7 +201,7 @@ class Consumer:
             try:
                 if claims.holds(lease, seq, seq + 1, self._now()):
                     stream.append([claimops.op_ack(lease, leasing.runs([seq]))])
-                    self.acked.add(serial_of(message.body))
+                    self.acked.add(self.serial(message))
             finally:
                 stream.release()
 
@@ -204,6 +227,15 @@ class Consumer:
 
     def _blob_path(self, sender: str, frame_id: bytes) -> str:
         return self._store.blob_path(sender, frame_id)
+
+
+def serial_in(fs: SimFs, stored: Stored, index: int) -> int:
+    """Which message lies at `index` of a frame of the inbox."""
+    frame = stored.frame
+    assert frame is not None
+    if frame.info.is_blob:
+        return blob_serial(fs, [Layout(ROOT).inbox_blob(stored.sender, frame.frame_id)], frame)
+    return serial_of(bytes(frame.body(index)))
 
 
 class SimWaiting:
@@ -268,7 +300,7 @@ def read_inbox(fs: SimFs) -> tuple[Seen, dict[tuple[str, int], int]]:
                     raise Violation(f"a hole in {channel}/{priority} at seq {stored.first}")
                 for index in range(stored.frame.count):
                     if index not in stored.voids:
-                        serial = serial_of(bytes(stored.frame.body(index)))
+                        serial = serial_in(fs, stored, index)
                         here[stored.first + index] = stored.sender, serial
             reader.close()
     return found, begins
