@@ -57,7 +57,8 @@ class Staged:
     """A frame that was taken into its lane and waits to be written.
 
     `voids` are all messages without a body: the sender's and those refused here. The index is None
-    for a whole frame that is not stored, because its channel is not permitted.
+    for a whole frame that is not stored, because its channel is not permitted. `blob_bytes` is the
+    size of the frame's body in inbox/blobs, which goes with the segment.
     """
 
     part: Part
@@ -70,6 +71,7 @@ class Staged:
     frame_bytes: int
     elapsed_ms: int | None
     voids: list[tuple[int | None, str]]
+    blob_bytes: int = 0
 
 
 class Stream:
@@ -93,6 +95,7 @@ class Stream:
         self._covered = FILE_HEADER_BYTES
         self._gap = False
         self._next_seq_then = 0
+        self._blob_bytes = 0  # of the newest segment, as far as they are known
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -133,6 +136,7 @@ class Stream:
             return damage, 0
         if self._segment != number or damage:
             self._segment, self.bytes_by_peer, start = number, {}, FILE_HEADER_BYTES
+            self._blob_bytes = 0
         self._covered = start
         lost = 0
 
@@ -177,6 +181,7 @@ class Stream:
         lane = self._heads.memory.lanes.setdefault(key, Lane(key))
         after = Head(number + info.messages, chain_after)
         self._count_bytes(key.peer, item.head.end - item.head.offset)
+        self._blob_bytes += info.bodies_bytes if info.is_blob else 0
         self.next_seq = max(self.next_seq, seq + info.messages)
         if after.number <= lane.synced.number:
             return 0
@@ -231,12 +236,31 @@ class Stream:
         """The number of the newest segment, 0 if there was none yet."""
         return self._segment
 
+    @property
+    def disk_bytes(self) -> int:
+        """What the newest segment takes, with its blobs; 0 if it holds no message, 1 if a crash
+        left it sealed and without a successor."""
+        if self._writer is None:
+            return 1 if self._segment else 0
+        if self._writer.synced_end <= FILE_HEADER_BYTES:
+            return 0
+        return self._writer.synced_end + self._blob_bytes
+
+    def turn_over(self) -> None:
+        """Seal the newest segment and begin the next: what is sealed and has a successor can be
+        deleted once it is settled. Nothing may be staged. Raises OSError. After ENOSPC, `cut_back`.
+        """
+        if self._writer is not None:
+            self._seal()
+        self._begin_segment()
+        # If we stop here: an empty segment, which the next frame goes to.
+
     def write(self, staged: list[Staged], segment_bytes_max: int) -> None:
         """Append the frames and hand them to the operating system; a full segment is sealed first.
 
         Raises OSError. After ENOSPC, `cut_back`.
         """
-        if self._writer is not None and (self._gap or self._writer.end >= segment_bytes_max):
+        if self._writer is not None and (self._gap or self.disk_bytes >= segment_bytes_max):
             self._seal()
         if self._writer is None:
             self._begin_segment()
@@ -286,6 +310,7 @@ class Stream:
         for one in staged:
             self._remember(one.lane, one.before, one.after, one.frame_id, one.count, one.voids)
             self._count_bytes(one.lane.key.peer, one.frame_bytes + _OVERHEAD_BYTES)
+            self._blob_bytes += one.blob_bytes
 
     def close(self) -> None:
         """Note in lanes.log how far everything is covered, for the next start to begin there."""
@@ -374,6 +399,7 @@ class Stream:
         self._segment = number
         self._covered = FILE_HEADER_BYTES
         self.bytes_by_peer = {}
+        self._blob_bytes = 0
 
     def _make_claims(self) -> None:
         """The claims file comes with the directory, before the first segment."""

@@ -180,6 +180,7 @@ class Judge:
                     sum(map(len, pieces)),
                     elapsed_ms,
                     stored,
+                    info.bodies_bytes if info.is_blob and not stored else 0,
                 )
             )
             head = after

@@ -46,6 +46,8 @@ from droprd.spool.layout import segment_number
 from droprd.spool.room import Room
 
 REFUSED_RETRY_S = 30
+TURNED_AT_ONCE_MAX = 64
+"""Each costs some syncs, and nobody is served meanwhile."""
 
 
 class Damaged(NamedTuple):
@@ -339,6 +341,29 @@ class ReceiverStore:
     def no_room(self, peer: str, length: int) -> str:
         """Why a request of `length` bytes must be refused by its head, or an empty text."""
         return self._room.lacks(peer, length, self.limits)
+
+    def make_room(self, bytes_min: int) -> None:
+        """Let the janitor delete the newest segments too, once they are settled: those that take
+        `bytes_min` and more, blobs included, are sealed and get successors.
+
+        A channel that gets nothing more would keep its last messages and their blobs for ever, and
+        a full inbox gets nothing more. Not while a commit is under way. Raises OSError, LogBroken.
+        """
+        self._check_usable()
+        large = [one for one in self._streams.values() if one.disk_bytes >= bytes_min]
+        large.sort(key=lambda stream: stream.disk_bytes, reverse=True)
+        try:
+            for stream in large[:TURNED_AT_ONCE_MAX]:
+                try:
+                    stream.turn_over()
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    stream.cut_back()
+                    return
+        except BaseException as error:
+            self._broken = error
+            raise
 
     def recount(self) -> None:
         """Count the bytes of the inbox afresh. Not while a commit is under way.

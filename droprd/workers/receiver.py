@@ -44,6 +44,7 @@ from droprd.workers.worker import Context
 ROOM_RETRY_S = 30
 PAUSED_RETRY_S = 30
 RECOUNT_S = 20.0
+FULL_RECOUNT_S = 2.0
 TICK_S = 0.5
 TOKEN_BYTES_MAX = 1024
 
@@ -240,13 +241,19 @@ class Receiver:
             # A commit that hangs in the kernel is no progress: the angel must see it.
             if begun is None or self._loop.time() - begun < hang_s / 3:
                 self._context.beat()
-            if self._loop.time() - self._recounted_at >= RECOUNT_S:
-                await self.commits.between(self.store.recount)
+            recount_s = FULL_RECOUNT_S if self._full else RECOUNT_S
+            if self._loop.time() - self._recounted_at >= recount_s:
+                await self.commits.between(self._recount)
                 self._recounted_at = self._loop.time()
             if self._full:
                 self._full = self.store.no_room(*self._full_for)
             self._context.gauges(self.gauges())
             await asyncio.sleep(TICK_S)
+
+    def _recount(self) -> None:
+        # What is full wants everything deleted that can be.
+        self.store.make_room(1 if self._full else self.store.limits.segment_bytes_max)
+        self.store.recount()
 
     def gauges(self) -> dict[str, Any]:
         """What the receiver counts."""

@@ -401,6 +401,48 @@ def test_a_full_segment_is_sealed_before_the_next_begins(tmp_path: Path, clean: 
     assert bases[0] == 0
 
 
+def segments_of(node: Node) -> list[str]:
+    return sorted(n for n in os.listdir(node.layout.stream("sites", 5)) if n.endswith(".log"))
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_what_is_to_make_room_is_sealed_and_has_a_successor_and_the_lane_goes_on(
+    node: Node, clean: bool
+) -> None:
+    seals = SealReader(OsFs(), node.layout)
+    sent = [make([b"one", b"two"])]
+    head = node.send(GENESIS, *sent).head
+    node.store.make_room(1 << 20)
+    assert segments_of(node) == ["00000001.log"]  # too small
+    node.store.make_room(1)
+    node.store.make_room(1)  # what is empty is not turned over
+    assert segments_of(node) == ["00000001.log", "00000002.log"]
+    assert seals.read() == {("sites", 5): 1}
+    restart(node, clean=clean)
+    node.store.make_room(1)
+    os.unlink(node.layout.inbox_segment("sites", 5, 1))
+    sent.append(make([b"three"]))
+    assert node.send(head, sent[-1]).verdict == "ok"
+    restart(node, clean=clean)
+    assert segments_of(node) == ["00000002.log"]
+    assert [(note["q"], one.frame_id) for note, one in node.entries()] == [(2, sent[1].frame_id)]
+    assert node.store.head(key()) == after(GENESIS, sent)
+
+
+def test_blobs_count_towards_the_size_of_their_segment(tmp_path: Path) -> None:
+    node = Node(str(tmp_path / "spool"), limits=Limits(segment_bytes_max=100_000))
+    head = GENESIS
+    for number in range(3):
+        body = bytes([number]) * 60_000
+        blob = make_blob(body)
+        put(node, blob, body, 0, len(body))
+        head = node.send(head, blob).head
+    assert segments_of(node) == ["00000001.log", "00000002.log"]
+    restart(node, clean=False)
+    node.store.make_room(60_000)
+    assert len(segments_of(node)) == 3
+
+
 def test_heads_outlive_the_segments(tmp_path: Path) -> None:
     node = Node(str(tmp_path / "spool"), limits=Limits(segment_bytes_max=FILE_HEADER_BYTES + 900))
     head = GENESIS
