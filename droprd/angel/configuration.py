@@ -2,7 +2,7 @@
 
 So neither pydantic nor a fault of a parser is ever in the angel, whose memory stays small, and a
 reload does not hold up the control socket. The child writes one msgpack map on its standard
-output: {"ok": settings} or {"faults": [text …]}.
+output: {"ok": settings} or {"faults": [text …]}, with code, what and hint where these are others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ def _answer(data: bytes, config: str, code: int) -> Settings | ConfigError:
     try:
         answer = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
         if "faults" in answer:
-            return ConfigError(what, faults=[str(fault) for fault in answer["faults"]], hint=hint)
+            return ConfigError(
+                str(answer.get("what", what)),
+                faults=[str(fault) for fault in answer["faults"]],
+                hint=str(answer.get("hint", hint)),
+                code=str(answer.get("code", ConfigError.code)),
+            )
         return Settings.from_dict(answer["ok"])
     except (ValueError, TypeError, KeyError, msgpack.UnpackException, BadData) as error:
         why = f"the process that checks it ended with {code} ({error})"

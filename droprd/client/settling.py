@@ -77,5 +77,5 @@ def disk(what: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SpoolFull(what, why=why, hint="free some space") from error
         raise SpoolNotReady(
-            what, why=why, hint="look at the disk, and run `droprctl doctor`", code="spool_io"
+            what, why=why, hint="look at the disk, and run `droprctl fsck`", code="spool_io"
         ) from error

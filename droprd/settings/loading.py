@@ -6,13 +6,15 @@ wrong", with the nearest known key where one is misspelt; all of them are report
 Relative paths, those in `peers.d` too, are relative to the main file's directory.
 
 `python -m droprd.settings.loading --config FILE --emit` is the configuration child of the angel:
-it writes msgpack {"ok": settings} or {"faults": [text, …]} to stdout and exits 0 or 78
-(EX_CONFIG, sysexits.h). It writes no file. `load` raises ConfigError.
+it writes msgpack {"ok": settings} or {"faults": [text, …]} (with code, what and hint where it is
+not config_invalid) to stdout and exits 0 or 78 (EX_CONFIG, sysexits.h). It writes no file.
+`load` raises ConfigError.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import os
@@ -84,8 +86,12 @@ def load(config_file: str, environ: Mapping[str, str] | None = None) -> Settings
     try:
         found = schema.read(files, environment)
     except ValidationError as error:
-        for one in error.errors(include_url=False, include_input=False):
+        faults = error.errors(include_url=False, include_input=False)
+        for one in faults:
             _explain(sources, one)
+        sound = _sound_part(files, environment, [fault["loc"] for fault in faults])
+        if sound is not None:
+            _check_values(sources, _to_settings(config_file, sound), is_whole=False)
     else:
         settings = _to_settings(config_file, found)
         _check_values(sources, settings)
@@ -262,6 +268,36 @@ def _explain(sources: _Sources, error: Mapping[str, Any]) -> None:
 # -- checks on the whole -----------------------------------------------------------------------
 
 
+def _sound_part(
+    files: dict[str, Any], environment: dict[str, Any], places: Sequence[Sequence[int | str]]
+) -> schema.Configuration | None:
+    """What is left without the values at `places`, so that all faults are told at once.
+
+    None where even the rest makes no configuration.
+    """
+    sources = copy.deepcopy((files, environment))
+    for place in places:
+        for table in sources:
+            _cut(table, [str(part) for part in place if part != "[key]"])
+    node = sources[0].get("node", {})
+    sources[0]["node"] = {"name": "unnamed", **node} if isinstance(node, dict) else {}
+    try:
+        return schema.read(*sources)
+    except ValidationError:
+        return None
+
+
+def _cut(table: dict[str, Any], path: Sequence[str]) -> None:
+    """Take the value at `path` out, or the one that holds it if that is no table."""
+    for key in path[:-1]:
+        below = table.get(key)
+        if not isinstance(below, dict):
+            table.pop(key, None)
+            return
+        table = below
+    table.pop(path[-1], None)
+
+
 def _to_settings(config_file: str, found: schema.Configuration) -> Settings:
     """Plain values, with absolute paths."""
     base = os.path.dirname(config_file)
@@ -297,7 +333,8 @@ def _sockets(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
             yield ("receiver", "listen"), text.removeprefix("unix:")
 
 
-def _check_values(sources: _Sources, settings: Settings) -> None:
+def _check_values(sources: _Sources, settings: Settings, *, is_whole: bool = True) -> None:
+    """The checks that take more than one value. Of what is not whole, nothing is missed."""
     for path, socket in _sockets(settings):
         if len(os.fsencode(socket)) > addresses.SOCKET_PATH_BYTES_MAX:
             sources.fault(
@@ -310,7 +347,7 @@ def _check_values(sources: _Sources, settings: Settings) -> None:
         path = ("peers", name, "token_file")
         if not peer.token_file:
             schemes = {url.partition(":")[0] for url in peer.addresses}
-            if schemes <= set(addresses.SCHEMES):
+            if is_whole and schemes <= set(addresses.SCHEMES):
                 sources.fault(
                     ("peers", name),
                     "has no token_file; `droprctl peer add` makes one, or write the token that "
@@ -354,6 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer = {"ok": load(options.config).to_dict()}
     except ConfigError as error:
         answer = {"faults": list(error.faults) or [str(error)]}
+        if error.code != ConfigError.code:
+            answer |= {"code": error.code, "what": error.what, "hint": error.hint}
         if not options.emit:
             print(error, file=sys.stderr)
     if options.emit:

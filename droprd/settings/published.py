@@ -85,6 +85,7 @@ def find_node(
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration at {path}",
+            why="no such file",
             hint="make one with `droprctl init`, or name another with --config or $DROPRD_CONFIG",
             code="config_missing",
         ) from None

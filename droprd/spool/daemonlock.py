@@ -4,7 +4,8 @@ The file says who took it last: "PID PROGRAM\\n". The angel hands its descriptor
 so that the lock is free only when all of them are gone, also after the angel was killed. A crash
 leaves a stale name in the file, and no lock: whoever comes next takes it.
 
-Raises SpoolBusy with the pid of the holder.
+Raises SpoolBusy with the pid of the holder, SpoolNotReady (spool_unwritable) if the spool cannot be
+written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from droprd.errors import SpoolBusy
+from droprd.errors import SpoolBusy, SpoolNotReady
 from droprd.spool.fsops import Fs
 from droprd.spool.layout import Layout
 
@@ -30,9 +31,17 @@ class DaemonLock:
     def take(cls, fs: Fs, layout: Layout, program: str, timeout_s: float = 0.0) -> DaemonLock:
         """Become the daemon; `program` (droprd, droprctl) is told to others who try.
 
-        Raises: SpoolBusy with the holder's pid, OSError.
+        Raises: SpoolBusy with the holder's pid, SpoolNotReady (spool_unwritable), OSError.
         """
-        fd = fs.open(layout.lock, os.O_RDWR | os.O_CREAT)
+        try:
+            fd = fs.open(layout.lock, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise SpoolNotReady(
+                f"the spool at {layout.root} cannot be written",
+                why=f"{layout.lock}: {error.strerror or error}",
+                hint="check that the disk is mounted for writing, and who may write the spool",
+                code="spool_unwritable",
+            ) from error
         try:
             if not fs.lock(fd, timeout_s):
                 holder = read_holder(fs, layout)

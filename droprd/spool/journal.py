@@ -377,7 +377,7 @@ def refusal(error: OSError, path: str) -> DroprdError:
     return SpoolNotReady(
         "no message was accepted",
         why=f"{path}: {error.strerror or error}",
-        hint="check the disk and the rights of the spool with `droprctl doctor`",
+        hint="check that the disk is mounted for writing, and who may write the spool",
         code="spool_unwritable",
     )
 
