@@ -70,7 +70,7 @@ class History:
         fs, claims, consumer = self.process(name)
         strike = rng.choice(STRIKES)
         if strike is not None:
-            fs.alarm = fs.steps + rng.randrange(1, 7)
+            fs.alarm = fs.steps + rng.randrange(1, rng.choice((7, 16)))
 
         def interrupt(fs: SimFs, operation: str) -> Fault | None:
             if not isinstance(strike, Fault):
@@ -179,7 +179,9 @@ def test_acks_survive_what_they_promise_to(seed: int) -> None:
             pytest.fail(f"seed {each}: {error}")
 
 
-@pytest.mark.parametrize("site", ["claims.sync", "claims.compact", "claims.compact_dir"])
+@pytest.mark.parametrize(
+    "site", ["claims.sync", "claims.name", "claims.compact", "claims.compact_dir"]
+)
 def test_the_simulation_notices_a_sync_that_is_left_out(site: str) -> None:
     for seed in range(3000):
         try:
