@@ -155,6 +155,7 @@ class OutboxStore:
             may_expire=not self.clock_parted,
             on_void=on_void,
             on_damage=partial(self._keep_damage, lane),
+            blob_is_whole=self._blob_is_whole,
             frames_max=frames_max,
         )
         if is_new:
@@ -204,6 +205,16 @@ class OutboxStore:
                 if name.endswith(f"~{frame_id.hex()}"):
                     return fs.open(f"{layout.outbox_blobs}/{name}", os.O_RDONLY)
             raise
+
+    def _blob_is_whole(self, frame_id: bytes, size: int) -> bool:
+        try:
+            fd = self.open_blob(frame_id)
+        except FileNotFoundError:
+            return False
+        try:
+            return self._spool.fs.size(fd) == size
+        finally:
+            self._spool.fs.close(fd)
 
     def oldest_wall_ns(self, lane: Lane) -> int | None:
         """When the oldest waiting message of a lane was sent, by the wall clock; None if none."""

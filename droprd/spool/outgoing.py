@@ -108,13 +108,14 @@ def build(
     may_expire: bool,
     on_void: Callable[[bytes, dict[int, str]], None],
     on_damage: Callable[[int, int, int], None],
+    blob_is_whole: Callable[[bytes, int], bool],
     frames_max: int = FRAMES_PER_PUSH_MAX,
 ) -> Outgoing:
     """The next frames of a lane, at least one if any waits, else up to `bytes_max`.
 
     `on_void(frame id, {index: reason})` is called for messages found expired or corrupt: the caller
     commits those voids before anything is sent. `on_damage(segment, start, end)` for bytes that
-    hold no frame any more.
+    hold no frame any more. `blob_is_whole(frame id, bytes)` says whether a blob is there.
     """
     out = Outgoing(state.lane, state.acked)
     head = state.acked
@@ -142,6 +143,8 @@ def build(
                 break
             voids = dict(state.voids.get(info.frame_id, ()))
             fresh = {i: CORRUPT for i in parsed.bad_bodies() if i not in voids}
+            if info.is_blob and not voids and not blob_is_whole(info.frame_id, info.bodies_bytes):
+                fresh = {0: CORRUPT}
             elapsed = elapsed_ms(clock, info) if info.ttl_ms or info.delay_ms else None
             if info.ttl_ms and elapsed is not None and elapsed >= info.ttl_ms and may_expire:
                 fresh |= {

@@ -31,6 +31,7 @@ from droprd.spool.handle import Spool
 from droprd.spool.hearsay import read_bell
 from droprd.spool.layout import Layout
 from droprd.spool.outbox import OutboxStore
+from droprd.spool.room import reserve_bytes
 from droprd.workers import worker
 from droprd.workers.cargo import LaneCargo, Mode
 from droprd.workers.clockwatch import ClockWatch
@@ -264,7 +265,7 @@ class Sender:
             now = self._loop.time()
             self._look_at_room()
             if now - self._tended_at >= TEND_S:
-                self._store.tend(space_wanted=bool(self._full))
+                self._store.tend(space_wanted=bool(self._full) or self._is_tight())
                 self._tended_at = self._loop.time()
             self._clock_watch.look(now, self._couriers.values())
             self._context.gauges(self._gauges(now))
@@ -277,6 +278,11 @@ class Sender:
         limit = quota * FULL_UNTIL if self._full else quota
         full = quota > 0 and used >= limit
         self._full = f"{used} bytes wait, outbox.quota_bytes is {quota}" if full else ""
+
+    def _is_tight(self) -> bool:
+        """Whether the disk comes near its reserve: sent messages that are kept then yield."""
+        free, total = self._context.fs.free_bytes(self._root)
+        return free < 2 * reserve_bytes(total)
 
     def _gauges(self, now: float) -> dict[str, Any]:
         waiting = self._tally.peers()

@@ -11,9 +11,11 @@ import pytest
 
 from droprd.core import chain, entry, frame
 from droprd.core.ask import MatchAnswer, MatchRequest, StoredVoid
+from droprd.core.frame import new_frame_id
 from droprd.core.push import LaneAnswer, Refusal
 from droprd.model import GENESIS, Head, Lane
 from droprd.spool import log
+from droprd.spool.blobs import write_blob
 from droprd.spool.clock import SystemClock
 from droprd.spool.fsops import OsFs
 from droprd.spool.handle import Spool
@@ -504,6 +506,23 @@ def test_a_frame_lost_in_a_lane_is_counted_and_the_rest_goes_on(node: Node) -> N
     assert node.store is not None
     assert node.store.lane(LANE).ended == (2, 0, 0, 1)
     assert os.listdir(node.layout.corrupt)
+
+
+def test_a_blob_that_vanished_goes_out_as_a_hole_and_the_lane_goes_on(node: Node) -> None:
+    receiver = Receiver()
+    node.send(b"before")
+    assert node.journal is not None
+    name = node.journal.pin()
+    blob = write_blob(FS, node.layout, name, new_frame_id(1, os.urandom(10)), b"x" * 40_000)
+    node.journal.put(Put(LANE, [blob]))
+    node.journal.unpin(name)
+    node.send(b"after")
+    node.merge()
+    os.unlink(node.layout.outbox_blob(blob.frame_id))
+    node.drain(receiver)
+    assert receiver.bodies == [b"before", b"after"]
+    assert node.store is not None
+    assert node.store.lane(LANE).ended == (2, 0, 0, 1)
 
 
 def test_a_checkpoint_says_the_same_as_the_notes_it_replaces(node: Node) -> None:
