@@ -270,7 +270,7 @@ class Merger:
         """Of merged journals: a power cut may have taken back the names their blobs had got."""
         fs, layout = self._spool.fs, self._spool.layout
         named = map(split_outbox_blob_name, fs.listdir(layout.outbox_blobs))
-        for name in {parts[0] for parts in named if parts is not None}:
+        for name in dict.fromkeys(parts[0] for parts in named if parts is not None):
             journal = journals.get(name or "")
             if journal is None:
                 continue

@@ -21,10 +21,9 @@ from droprd.testing.oracle import Copy, Oracle
 from droprd.testing.simdisk import SimDisk
 from droprd.testing.simnet import Network
 from droprd.testing.simproducer import Producer, make_node_spool
-from droprd.testing.simreceiver import Consumer, Janitor, Receiver, Seen, read_inbox
-from droprd.testing.simsender import Sender, dead_letters
+from droprd.testing.simreceiver import Consumer, Janitor, Receiver
+from droprd.testing.simsender import Sender
 from droprd.testing.simulation import (
-    NEVER,
     Chaos,
     Crash,
     Machine,
@@ -33,11 +32,13 @@ from droprd.testing.simulation import (
     SimTime,
     Violation,
 )
+from droprd.testing.simwatch import InboxWatch, check_counts, dead_serials, of_lane
 
 STOCK = Lane("berlin", "stock", 5)
 LANES = [Lane("berlin", "sites", 5), Lane("berlin", "sites", 0), STOCK]
 CHANNELS = ["sites", "stock"]
 FOREVER_S = 1e9
+LONG_S = 40
 DRAIN_TURNS = 400
 
 
@@ -109,11 +110,8 @@ class World:
         self.alive: dict[bytes, SimFs] = {}
         self.saved_inbox: SimDisk | None = None
         self.janitor: Janitor | None = None
-        self.known: Seen = {}
-        self.tried: set[int] = set()
-        self.acked: set[int] = set()
+        self.watch = InboxWatch(self.oracle)
         self.excused: set[int] = set()
-        self.order_holds = True
         self.running: set[object] = set()
 
     @property
@@ -229,7 +227,7 @@ class World:
             node.sender = None
             sender = Sender(node.machine, self.network, self.rng, node.peer, retain_s=self.retain_s)
             node.sender = sender
-            self._check_counts(sender)
+            check_counts(sender)
         began = self.oracle.now
         was_first = not sender.first_round_done
         sender.work(calm=self.chaos.quiet)
@@ -257,7 +255,7 @@ class World:
             self.receiver = None
             receiver = Receiver(self.berlin, self.network, self.rng, self.limits)
             self.receiver = receiver
-            self._check_inbox(recovered=True)
+            self.watch.check(self.berlin.disk, recovered=True)
         self._take(receiver)
         if self.chaos.quiet or self.rng.random() < 0.7:
             receiver.commit()
@@ -278,16 +276,14 @@ class World:
             self.consumers.append(Consumer(self.berlin, rng, self.alive))
         consumer = rng.choice(self.consumers)
         for message in consumer.receive(CHANNELS, rng.choice((1, 5, 100))):
-            serial = consumer.serial(message)
-            if serial in self.acked:
-                raise Violation(f"message {serial} was acked for good, and came again")
+            self.watch.expect_acked_ones_not(consumer.serial(message))
         count = len(consumer.messages)
         if not self.chaos.quiet:
             count = rng.randrange(count + 1)
-        self.tried.update(map(consumer.serial, consumer.messages[:count]))
+        self.watch.tried.update(map(consumer.serial, consumer.messages[:count]))
         consumer.settle(consumer.messages[:count])
         if self.chaos.quiet or rng.random() < 0.5:
-            self.acked |= consumer.sync(CHANNELS)
+            self.watch.acked |= consumer.sync(CHANNELS)
 
     def run_janitor(self) -> None:
         """The janitor looks after the inbox."""
@@ -297,7 +293,7 @@ class World:
         if self.janitor is None or not self.janitor.fs.alive:
             self.janitor = None
             self.janitor = Janitor(self.berlin, self.alive, self.rng)
-        self._check_inbox()
+        self.watch.check(self.berlin.disk)
         self.janitor.tick()
 
     # -- calamities ----------------------------------------------------------------------------
@@ -328,9 +324,7 @@ class World:
             self.berlin.kill_all()
             self.berlin.disk.put_back(self.saved_inbox)
             self.berlin.clock.reboot()
-            self.known.clear()
-            self.acked.clear()
-            self.order_holds = False
+            self.watch.put_back()
 
     def _operator(self, node: SendingNode) -> None:
         """Lanes that are held want a decision."""
@@ -367,10 +361,10 @@ class World:
                 break
         else:
             raise Violation("it does not drain")
-        self._check_inbox(recovered=True)
+        self.watch.check(self.berlin.disk, recovered=True)
         for node in self.nodes:
             assert node.sender is not None
-            self._check_counts(node.sender)
+            check_counts(node.sender)
         self._check_end()
 
     def _under_way(self) -> bool:
@@ -386,47 +380,13 @@ class World:
             for node in self.nodes
         )
 
-    def _check_inbox(self, *, recovered: bool = False) -> None:
-        """What was there is there, or was settled and deleted; the rest is checked as a whole.
-
-        Until the receiver has recovered, a power cut may have taken back what was published.
-        """
-        found, begins = read_inbox(SimFs(self.berlin.disk, self.rng, "checker"))
-        everything: list[int] = []
-        for key in self.known.keys() | found.keys():
-            before, here = self.known.get(key, {}), found.get(key, {})
-            for seq, what in before.items():
-                if here.get(seq, what) != what:
-                    raise Violation(f"{key}: seq {seq} was {what}, now it is {here[seq]}")
-                is_gone = seq not in here and (recovered or seq < begins.get(key, 0))
-                may_expire = self.oracle.sent[what[1]].may_expire
-                if is_gone and what[1] not in self.tried and not may_expire:
-                    raise Violation(f"{key}: message {what[1]} is gone, and nobody had acked it")
-            self.known[key] = before | here
-            in_order = [what for _, what in sorted(self.known[key].items())]
-            everything += [serial for _, serial in in_order]
-            if self.order_holds:
-                for peer in {sender for sender, _ in in_order}:
-                    serials = [serial for sender, serial in in_order if sender == peer]
-                    self.oracle.check_order(serials, f"{peer} in {key}")
-        self.oracle.check_once(everything, "inbox")
-
-    def _check_counts(self, sender: Sender) -> None:
-        """P3: accepted = queued + delivered + dead + expired + purged."""
-        for state in sender.store.state.lanes.values():
-            waiting = state.accepted - state.ended.total
-            if waiting < 0 or (state.is_idle and waiting):
-                raise Violation(f"{state.lane}: {state.accepted} accepted, ended {state.ended}")
-
     def _check_end(self) -> None:
-        found = {serial for here in self.known.values() for _, serial in here.values()}
+        found = self.watch.serials
         dead: set[int] = set()
-        ids = self.oracle.ids
         for node in self.nodes:
-            letters = dead_letters(SimFs(node.machine.disk, self.rng, "checker"))
-            here = {ids[letter] for letter in letters if letter in ids}
+            here = dead_serials(node.machine.disk, self.oracle)
             if self.banned and node.peer == "kiel":
-                dead |= {serial for serial in here if self.oracle.sent[serial].lane == STOCK}
+                dead |= of_lane(here, STOCK, self.oracle)
                 here -= dead
             if here and self.calamity not in ("sender", "twin"):
                 raise Violation(f"dead letters without a cause: {sorted(here)}")
@@ -438,12 +398,8 @@ class World:
             self.run_janitor()
             self.run_consumer()
             self.run_consumer()
-            if found - expired <= self.tried and not any(c.messages for c in self.consumers):
+            if found - expired <= self.watch.tried and not any(c.messages for c in self.consumers):
                 return
         fault = next((c.fault for c in self.consumers if c.fault), "")
-        left = sorted(found - expired - self.tried)[:10]
+        left = sorted(found - expired - self.watch.tried)[:10]
         raise Violation(f"messages {left} are there and cannot be consumed {fault}")
-
-
-LONG_S = 40
-__all__ = ["NEVER", "World"]

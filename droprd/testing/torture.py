@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -89,12 +90,26 @@ def run_one(simulation: str, seed: int, mutant: str = "") -> Result:
     return result
 
 
+@contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh interpreters whose sets have the same order everywhere, so that a seed replays."""
+    before = os.environ.get("PYTHONHASHSEED")
+    os.environ["PYTHONHASHSEED"] = "0"
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            yield pool
+    finally:
+        del os.environ["PYTHONHASHSEED"]
+        if before is not None:
+            os.environ["PYTHONHASHSEED"] = before
+
+
 def run_seeds(
     simulation: str, seeds: Iterable[int], *, mutant: str = "", processes: int = 2
 ) -> Iterator[Result]:
     """Run many seeds, in any order of completion."""
-    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        yield from pool.map(partial(run_one, simulation, mutant=mutant), seeds, chunksize=8)
+    with _workers(processes) as pool:
+        yield from pool.map(partial(run_one, simulation, mutant=mutant), seeds, chunksize=4)
 
 
 def hunt(mutant: str, bounds: Mapping[str, int]) -> Result | None:
@@ -112,7 +127,7 @@ def hunt_all(
 ) -> dict[str, Result | None]:
     """What catches each mutant."""
     mutants = list(mutants)
-    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+    with _workers(processes) as pool:
         return dict(zip(mutants, pool.map(partial(hunt, bounds=bounds), mutants), strict=True))
 
 
