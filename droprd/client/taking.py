@@ -24,8 +24,10 @@ from droprd.core.claims import Claims
 from droprd.errors import SpoolBusy, SpoolCorrupt
 from droprd.spool.inbox import InboxStore, Stream
 
-LOCK_TIMEOUT_S = 0.05
-BUSY_PAUSE_NS = 250_000_000
+LOCK_TIMEOUT_S = 0.25
+CONTENDED_TURNS = 8
+BUSY_PAUSE_NS = 1_000_000_000
+MISSING_PAUSE_NS = 250_000_000
 DEATHS_EVERY_NS = 100_000_000
 RELIST_EVERY_NS = 50_000_000
 LOOK_AGAIN_NS = 5_000_000_000  # should a ring be lost
@@ -139,7 +141,7 @@ class Taker:
                     if policy.ordered and not self._alone_there(locks, stream, look, policy):
                         return
                     if not policy.ordered:
-                        claims = stream.acquire(LOCK_TIMEOUT_S)
+                        claims = _acquire(stream)
                         locks.callback(stream.release)
                     self._lease(stream, stream.look() if policy.ordered else claims, dead, look)
             if not look.messages:
@@ -203,7 +205,7 @@ class Taker:
                 taken.clear()
                 fresh = list(streams)
             for one in sorted(fresh, key=lambda s: s.priority):
-                one.acquire(LOCK_TIMEOUT_S)
+                _acquire(one)
                 locks.callback(one.release)
                 taken.add(one.priority)
         for one in streams:
@@ -237,13 +239,30 @@ class Taker:
         try:
             yield
         except FileNotFoundError:
-            look.again_ns = min(look.again_ns, BUSY_PAUSE_NS)  # it is being made, or replaced
+            look.again_ns = min(look.again_ns, MISSING_PAUSE_NS)  # being made, or replaced
         except SpoolBusy:
             self._busy_until_ns[stream] = look.now.boot_ns + BUSY_PAUSE_NS
             look.again_ns = min(look.again_ns, BUSY_PAUSE_NS)
         except SpoolCorrupt as error:
             look.fault = error
             look.again_ns = min(look.again_ns, BUSY_PAUSE_NS)
+
+
+def _acquire(stream: Stream) -> Claims:
+    """Take a stream's lock, patiently while others use it in turn. Raises: SpoolBusy if one sits
+    on it."""
+    for _ in range(CONTENDED_TURNS):
+        before = _progress(stream.known())
+        try:
+            return stream.acquire(LOCK_TIMEOUT_S)
+        except SpoolBusy:
+            if _progress(stream.look()) == before:
+                raise
+    return stream.acquire(LOCK_TIMEOUT_S)
+
+
+def _progress(claims: Claims) -> tuple[int, ...]:
+    return claims.lease_next, claims.fresh, claims.leased, claims.waiting, claims.dead.count
 
 
 def _messages(held: Held, choice: leasing.Choice) -> list[Message]:
