@@ -2,12 +2,15 @@
 
 Guarantees: nothing is refused halfway, for all of this is asked before anything is written. The
 reserve (5 % of the file system, 1 MiB to 1 GiB) stays free for acks, reports and deletes. Looking
-costs little: the file system is asked twice a second or every 8 MiB, the quota as often.
+costs little: the file system is asked twice a second or every 8 MiB, the quota as often. While a
+sender runs, its word counts (`outbox_full`); without one the quota is measured here.
 
 Raises UnknownPeer, InvalidName, UsageError, MessageTooLarge, Draining, SpoolFull.
 """
 
 from __future__ import annotations
+
+import os
 
 from droprd.errors import (
     Draining,
@@ -25,7 +28,7 @@ from droprd.settings.published import (
     Public,
 )
 from droprd.spool.fsops import Fs
-from droprd.spool.layout import Layout
+from droprd.spool.layout import Layout, split_outbox_blob_name
 from droprd.spool.state import read_gauges
 
 LOOK_EVERY_NS = 500_000_000
@@ -129,19 +132,33 @@ class Room:
         self._left = free - reserve
         self._why = f"{free} bytes are free on its file system, {reserve} are kept in reserve"
         quota = public.outbox_quota_bytes
-        if quota:
+        if quota and not self._sender_listens():
             used = self._used()
             if quota - used < self._left:
                 self._left = quota - used
-                self._why = f"{used} bytes of the outbox's quota of {quota} are taken"
+                self._why = f"{used} bytes wait or may wait, outbox.quota_bytes is {quota}"
+
+    def _sender_listens(self) -> bool:
+        """Whether a sender runs: it knows what waits, and says so in `outbox_full`."""
+        try:
+            self._fs.close(self._fs.open(self._layout.bell, os.O_WRONLY))
+        except OSError:
+            return False
+        return True
 
     def _used(self) -> int:
-        """Journals and blobs, which producers fill; of lanes, what the sender last said."""
-        used = read_gauges(self._fs, self._layout, "sender").get("lanes_bytes", 0)
-        used = used if isinstance(used, int) else 0
+        """What may wait while no sender runs: all in journals, their blobs, and what it left.
+
+        Rather too much: of a journal that was in use when the sender stopped, a part is merged.
+        """
+        peers = read_gauges(self._fs, self._layout, "sender").get("peers")
+        left = peers.values() if isinstance(peers, dict) else ()
+        used = sum(int(one.get("bytes") or 0) for one in left if isinstance(one, dict))
         for directory in (self._layout.journals, self._layout.outbox_blobs):
             for name in self._fs.listdir(directory):
-                found = self._fs.stat(f"{directory}/{name}")
+                parts = split_outbox_blob_name(name)
+                is_merged = parts is not None and parts[0] is None
+                found = None if is_merged else self._fs.stat(f"{directory}/{name}")
                 if found is not None:
                     used += found.blocks_bytes
         return used

@@ -29,6 +29,7 @@ from droprd.model import split_message_id
 from droprd.spool import bells
 from droprd.spool.fsops import OsFs
 from droprd.spool.layout import Layout
+from droprd.spool.state import pack
 from tests.spools import all_frames, bodies_by_id, journal_names, new_spool, publish
 
 Call = dict[str, Any]
@@ -325,6 +326,28 @@ def test_the_quota_counts_journals_and_blobs(layout: Layout) -> None:
         outbox.send(b"small", **TO)
     assert len(bodies_by_id(layout)) == 2
     assert len(os.listdir(layout.outbox_blobs)) == 1
+
+
+def test_what_the_sender_left_counts_and_what_it_merged_does_not(layout: Layout) -> None:
+    publish(layout, limits={"outbox_quota_bytes": 1 << 20})
+    merged = Path(layout.outbox_blob(b"F" * 14 + bytes(2)))
+    merged.write_bytes(bytes(2 << 20))
+    with droprd.Outbox(layout.root) as outbox:
+        outbox.send(b"x", **TO)
+    Path(layout.gauges("sender")).write_bytes(pack({"peers": {"berlin": {"bytes": 1 << 20}}}))
+    with droprd.Outbox(layout.root) as outbox, pytest.raises(SpoolFull, match="quota"):
+        outbox.send(b"x", **TO)
+
+
+def test_while_a_sender_listens_its_word_about_the_quota_counts(layout: Layout) -> None:
+    publish(layout, limits={"outbox_quota_bytes": 1 << 16})
+    fd = bells.listen(layout.bell)
+    with droprd.Outbox(layout.root) as outbox:
+        outbox.send(bytes(1 << 20), **TO)
+        publish(layout, full={"outbox": "so many bytes wait"})
+        with pytest.raises(SpoolFull, match="so many bytes wait"):
+            outbox.send(b"x", **TO)
+    os.close(fd)
 
 
 def test_what_is_no_regular_file_cannot_be_sent(
