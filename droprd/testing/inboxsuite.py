@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -20,6 +21,7 @@ from droprd.errors import InvalidName, LeaseLost, SpoolCorrupt, UsageError
 from droprd.settings.values import ChannelSettings
 from droprd.spool.inbox import InboxStore
 from droprd.testing.inboxes import Backend, eventually
+from droprd.testing.inboxstory import Story
 
 
 def bodies(messages: list[Message]) -> list[bytes]:
@@ -476,3 +478,12 @@ class InboxStoreSuite:
         for thread in threads:
             thread.join(30)
         assert sorted(map(int, got)) == list(range(2000))
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_whatever_consumers_do_each_message_ends_once(
+        self, backend: Backend, stores: list[InboxStore], consumer: Callable[..., Inbox], seed: int
+    ) -> None:
+        story = Story(backend, stores, consumer, Random(seed))
+        for _ in range(250):
+            story.step()
+        story.settle_everything()
