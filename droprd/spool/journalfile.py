@@ -13,6 +13,7 @@ Raises: OSError; BadData for a file whose header is not whole (nothing in it was
 
 from __future__ import annotations
 
+import errno
 import os
 
 from droprd.core.entry import FILE_HEADER_BYTES, FileHeader, Kind, unpack_note
@@ -22,6 +23,18 @@ from droprd.spool.fsops import Fs
 from droprd.spool.layout import Layout, split_journal_name
 
 _READ_BYTES = 1 << 20
+
+# What a name in journals/ may answer that is unreadable, a link, a FIFO, a socket or a
+# directory: producers own that directory too, and none of them may stop the sender.
+NO_JOURNAL = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENXIO,
+    errno.ESPIPE,
+)
 
 
 def list_journals(fs: Fs, layout: Layout) -> list[str]:
@@ -88,18 +101,28 @@ class JournalFile:
 
 
 def open_journal(fs: Fs, layout: Layout, name: str, *, write: bool = False) -> JournalFile | None:
-    """Open one, None if it is gone. Raises: BadData, OSError."""
+    """Open one, None if it is gone. Raises: BadData if it is no journal; OSError."""
     path = layout.journal(name)
     try:
+        # A journal belongs to its producer; the group may read it, no more.
         fd = fs.open(path, os.O_RDWR if write else os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno in NO_JOURNAL:
+            raise BadData(f"{path} is no journal", why=str(error.strerror)) from error
+        raise
     try:
         header = log.read_header(fs, fd)
         if header.kind is not Kind.JOURNAL:
             raise BadData(f"{path} is a log of kind {header.kind.name}")
-    except (OSError, BadData):
+    except BadData:
         fs.close(fd)
+        raise
+    except OSError as error:
+        fs.close(fd)
+        if error.errno in NO_JOURNAL:
+            raise BadData(f"{path} is no journal", why=str(error.strerror)) from error
         raise
     return JournalFile(fs, path, fd, header)
 

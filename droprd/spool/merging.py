@@ -14,19 +14,18 @@ What a crash leaves: a round that is committed, or one that never happened.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from droprd.core import frame
-from droprd.core.entry import FILE_HEADER_BYTES, Kind
+from droprd.core.entry import FILE_HEADER_BYTES
 from droprd.core.merge import BootOrder, in_order
 from droprd.core.outstate import merge_note
 from droprd.errors import BadData
 from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.handle import Spool
-from droprd.spool.journalfile import left_behind
+from droprd.spool.journalfile import left_behind, open_journal
 from droprd.spool.lanes import WRITERS_MAX, LaneFiles
 from droprd.spool.layout import split_journal_name, split_outbox_blob_name
 from droprd.spool.rounds import CORRUPT, Journal, Part, Source
@@ -205,23 +204,16 @@ class Merger:
         return min(end, self._ends.get(name, end))
 
     def _open(self, name: str, now_ns: int) -> None:
-        fs = self._spool.fs
-        path = self._spool.layout.journal(name)
         try:
-            # A journal belongs to its producer; our group may read it, no more.
-            fd = fs.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            header = log.read_header(fs, fd)
-            if header.kind != Kind.JOURNAL:
-                raise BadData(f"{path} is no journal")
+            file = open_journal(self._spool.fs, self._spool.layout, name)
         except BadData:
             # Made and not yet filled, or left so by a power cut; nothing in it was promised.
             # Its maker may still write the header, so it is looked at again next time.
-            fs.close(fd)
             return
-        self._journals[name] = Journal(name, fd, header.log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
+        if file is None:
+            return
+        log_id = file.header.log_id
+        self._journals[name] = Journal(name, file.fd, log_id, FILE_HEADER_BYTES, seen_ns=now_ns)
 
     def _try_finish(self, journal: Journal) -> None:
         """If nobody holds it, it is ours to finish: sync it, and take what is whole."""

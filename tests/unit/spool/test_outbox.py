@@ -525,6 +525,20 @@ def test_a_blob_that_vanished_goes_out_as_a_hole_and_the_lane_goes_on(node: Node
     assert node.store.lane(LANE).ended == (2, 0, 0, 1)
 
 
+def test_what_is_no_journal_does_not_stop_the_others(node: Node) -> None:
+    receiver = Receiver()
+    names = [f"{n:032x}-1.log" for n in range(5)]
+    os.mkfifo(node.layout.journal(names[0]))
+    os.symlink("/etc/passwd", node.layout.journal(names[1]))
+    os.mkdir(node.layout.journal(names[2]))
+    Path(node.layout.journal(names[3])).write_bytes(b"no log")
+    Path(node.layout.journal(names[4])).touch()
+    node.send(b"good")
+    node.merge()
+    node.drain(receiver)
+    assert receiver.bodies == [b"good"]
+
+
 def test_a_checkpoint_says_the_same_as_the_notes_it_replaces(node: Node) -> None:
     receiver = Receiver()
     for number in range(20):
