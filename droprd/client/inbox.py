@@ -5,9 +5,10 @@ leases, and after `fork()`: the child closes what it inherited and becomes a con
 (a message leased before the fork can be settled by either). Another user than the spool's owner
 can consume if it is in the group droprd-receive.
 
-What `ack`, `nack` and `reject` write is in the claims file when they return, and on stable storage
-at the latest after the next `receive()` (at most every 20 ms), `flush()` or `close()`; the
-daemon syncs it within a second. A process that dies frees its leases at once.
+What `ack`, `nack` and `reject` write is in the claims file when they return. `flush()` and `close()`
+bring it to stable storage, and so does a `receive()` that begins, or still waits, 20 ms later: one
+sync for all that was settled meanwhile. The daemon does within a second. A process that dies frees
+its leases at once.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Inbox:
         self._opened = None
         self._heard: set[str] = set()
         self._dirty: set[Stream] = set()
-        self._synced_s = 0.0
+        self._dirty_since_s = 0.0
         self._sleepers: set[int] = set()
 
     def __enter__(self) -> Inbox:
@@ -283,7 +284,7 @@ class Inbox:
                         stream.release()
                 for m in its:
                     m._state = state
-                self._dirty.add(stream)
+                self._mark_dirty(stream)
                 # Acks free nobody's way but in an ordered channel; what goes back may be wanted.
                 if state == NACKED or (freed and self._policy(stream.channel).ordered):
                     store.ring([stream.channel])
@@ -296,7 +297,8 @@ class Inbox:
     def _wait(self, store: InboxStore, timeout_s: float, look: Look) -> None:
         """Sleep until something may have changed. Other threads' rings wake us by `wakeup`."""
         if self._dirty:
-            timeout_s = min(timeout_s, SYNC_EVERY_S)
+            due_s = self._dirty_since_s + SYNC_EVERY_S - time.monotonic()
+            timeout_s = min(timeout_s, max(0.0, due_s))
         wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with self._mutex:
@@ -345,15 +347,20 @@ class Inbox:
         held = abs(wall_ns - boot_ns - self._parted_ns) > WALL_CLOCK_PARTED_NS
         return Now(self._clock.boot_id(), boot_ns, wall_ns, held)
 
+    def _mark_dirty(self, stream: Stream) -> None:
+        if not self._dirty:
+            self._dirty_since_s = time.monotonic()
+        self._dirty.add(stream)
+
     def _sync_if_due(self) -> None:
-        if self._dirty and time.monotonic() - self._synced_s >= SYNC_EVERY_S:
+        """What was settled longest ago waits for a sync no longer than that, and one serves all."""
+        if self._dirty and time.monotonic() - self._dirty_since_s >= SYNC_EVERY_S:
             self._sync()
 
     def _sync(self) -> None:
         with disk("what was settled cannot be brought to stable storage"):
             while self._dirty:
                 self._dirty.pop().sync()
-        self._synced_s = time.monotonic()
 
     def _give_back(self, store: InboxStore, taker: Taker) -> None:
         now = self._now()
@@ -369,7 +376,7 @@ class Inbox:
             finally:
                 stream.release()
             if ours:
-                self._dirty.add(stream)
+                self._mark_dirty(stream)
                 store.ring([stream.channel])
 
     def _blob_path(self, sender: str, frame_id: bytes) -> str:
