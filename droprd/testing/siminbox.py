@@ -77,7 +77,7 @@ class InboxSimulation:
     def __init__(self, seed: int, disable_sites: frozenset[str] = frozenset()) -> None:
         self.rng = rng = Random(seed)
         rates = Rates(
-            per_step=rng.choice((0.01, 0.05, 0.2)),
+            per_step=rng.choice((0.03, 0.08, 0.2)),
             others=rng.choice((2, 8)),
             kill=1,
             power=rng.choice((0.3, 2)),
@@ -168,7 +168,7 @@ class InboxSimulation:
             self.check_match(store, self.rng.choice(self.lanes))
         elif draw < 0.9:
             store.checkpoint()
-        elif draw < 0.95:
+        elif draw < 0.97:
             self.delete_sealed(store)
         else:
             self.consume()
@@ -258,8 +258,6 @@ class InboxSimulation:
 
     def delete_sealed(self, store: ReceiverStore) -> None:
         """What the janitor does with segments whose messages are all settled."""
-        if self.rng.random() < 0.5:
-            return
         layout = store.layout
         for (channel, priority), newest in SealReader(store.fs, layout).read().items():
             names = store.fs.listdir(layout.stream(channel, priority))
@@ -305,8 +303,8 @@ class InboxSimulation:
         fs.die()
 
     def see(self, channel: str, found: list[tuple[int, bytes]], end: int) -> None:
-        """(seq, frame id) of what there is, up to the seq `end`. Its beginning may be deleted; after
-        a power cut an older end is published until the receiver has started."""
+        """(seq, frame id) of what there is, up to the seq `end`. What is settled may be deleted;
+        after a power cut an older end is published until the receiver has started."""
         seen = self.seen[channel]
         if found and found[0][0] > self.seen_end[channel]:
             raise Violation(f"{channel}: there is a gap behind what a consumer saw")
