@@ -23,6 +23,7 @@ from droprd.testing.simproducer import (
     ROOT,
     Producer,
     blob_serial,
+    check_kept,
     make_node_spool,
     open_spool,
     serial_of,
@@ -72,6 +73,7 @@ class OutboxSimulation:
         for _ in range(6):
             self.time.pass_s(10)
             self.run_sender()
+        check_kept(self.machine)
         found = {serial for serials in self.known.values() for serial in serials}
         self.oracle.check_all_there(found, set(), "outbox")
         if self.sender is not None and self.sender.merger.unmerged_bytes():

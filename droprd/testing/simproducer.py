@@ -39,10 +39,35 @@ def make_node_spool(machine: Machine) -> bytes:
     return facts.spool_id
 
 
+class SimSpool(Spool):
+    """A spool that remembers what was set aside in it: that must stay (P3)."""
+
+    machine: Machine
+
+    def set_aside(self, path: str, offset: int, data: bytes) -> str:
+        name = super().set_aside(path, offset, data)
+        self.machine.kept[name] = data
+        return name
+
+
 def open_spool(machine: Machine, fs: SimFs) -> Spool:
     """The spool as one process uses it."""
     facts = read_version(fs, ROOT)
-    return Spool(fs, machine.clock, machine.urandom, Layout(ROOT), facts.spool_id)
+    spool = SimSpool(fs, machine.clock, machine.urandom, Layout(ROOT), facts.spool_id)
+    object.__setattr__(spool, "machine", machine)
+    return spool
+
+
+def check_kept(machine: Machine) -> None:
+    """Whatever was set aside is still there, whole."""
+    fs = SimFs(machine.disk, Random(0), "checker")
+    for name, data in machine.kept.items():
+        if fs.stat(name) is None:
+            raise Violation(f"{name} was set aside and is gone")
+        fd = fs.open(name, os.O_RDONLY)
+        if fs.read_at(fd, fs.size(fd), 0) != data:
+            raise Violation(f"{name} was set aside and has changed")
+        fs.close(fd)
 
 
 def body_of(serial: int, padding: int) -> bytes:

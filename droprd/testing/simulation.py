@@ -84,6 +84,7 @@ class Machine:
         self.disk = disk
         self.clock = SimClock(time, rng)
         self.processes: list[SimFs] = []
+        self.kept: dict[str, bytes] = {}
         self._rng = rng
         self._chaos = chaos
 

@@ -20,7 +20,7 @@ from droprd.spool.log import LogBroken
 from droprd.testing.oracle import Copy, Oracle
 from droprd.testing.simdisk import SimDisk
 from droprd.testing.simnet import Network
-from droprd.testing.simproducer import Producer, make_node_spool
+from droprd.testing.simproducer import Producer, check_kept, make_node_spool
 from droprd.testing.simreceiver import Consumer, Janitor, Receiver
 from droprd.testing.simsender import Sender
 from droprd.testing.simulation import (
@@ -311,6 +311,7 @@ class World:
             disk, at = node.saved
             node.machine.kill_all()
             node.machine.disk.put_back(disk)
+            node.machine.kept.clear()
             node.machine.clock.reboot()
             node.copy.lost = True
             node.copy = self.oracle.copy(node.copy, at)
@@ -323,6 +324,7 @@ class World:
         elif self.calamity == "receiver" and self.saved_inbox is not None:
             self.berlin.kill_all()
             self.berlin.disk.put_back(self.saved_inbox)
+            self.berlin.kept.clear()
             self.berlin.clock.reboot()
             self.watch.put_back()
 
@@ -365,6 +367,8 @@ class World:
         for node in self.nodes:
             assert node.sender is not None
             check_counts(node.sender)
+        for machine in [*(n.machine for n in self.nodes), self.berlin]:
+            check_kept(machine)
         self._check_end()
 
     def _under_way(self) -> bool:

@@ -40,6 +40,8 @@ FAULTS = (
     ValueError,
 )
 
+UNUSED_SEEDS = 40
+
 Run = Callable[[int, frozenset[str]], tuple[int, Mapping[str, int]]]
 
 
@@ -113,12 +115,20 @@ def run_seeds(
 
 
 def hunt(mutant: str, bounds: Mapping[str, int]) -> Result | None:
-    """The first seed that catches a mutant: so many seeds of each simulation, in turn."""
+    """The first seed that catches a mutant: so many seeds of each simulation, in turn.
+
+    A simulation that never comes by a site is left after some seeds.
+    """
+    site = mutant.removeprefix(SYNC) if mutant.startswith(SYNC) else ""
     for simulation, seeds in bounds.items():
+        is_used = False
         for seed in range(seeds):
             result = run_one(simulation, seed, mutant)
             if result.failure:
                 return result
+            is_used |= site in result.syncs
+            if site and not is_used and seed >= UNUSED_SEEDS:
+                break
     return None
 
 
@@ -128,7 +138,8 @@ def hunt_all(
     """What catches each mutant."""
     mutants = list(mutants)
     with _workers(processes) as pool:
-        return dict(zip(mutants, pool.map(partial(hunt, bounds=bounds), mutants), strict=True))
+        found = pool.map(partial(hunt, bounds=bounds), mutants)
+        return dict(zip(mutants, found, strict=True))
 
 
 # Where a mutant is looked for, and how long.
