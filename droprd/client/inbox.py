@@ -5,9 +5,9 @@ leases, and after `fork()`: the child closes what it inherited and becomes a con
 (a message leased before the fork can be settled by either). Another user than the spool's owner
 can consume if it is in the group droprd-receive.
 
-What `ack`, `nack` and `reject` write is in the claims file when they return. `flush()` and `close()`
-bring it to stable storage, and so does a `receive()` that begins, or still waits, 20 ms later: one
-sync for all that was settled meanwhile. The daemon does within a second. A process that dies frees
+What `ack`, `nack` and `reject` write is in the claims file when they return. `flush()`, `close()`
+and any `receive()` that begins, or still waits, 20 ms later bring it to stable storage: one sync
+for all that was settled meanwhile. The daemon does so within a second. A process that dies frees
 its leases at once.
 """
 
@@ -28,7 +28,8 @@ from droprd.client.stores import open_inbox_store
 from droprd.client.taking import Look, Policy, Taker
 from droprd.core import claimops, leasing
 from droprd.core.claimops import Now, Op, Range
-from droprd.errors import UsageError
+from droprd.core.claims import Claims
+from droprd.errors import SpoolBusy, UsageError
 from droprd.model import Clock, check_name
 from droprd.settings.published import Public, Published, find_node
 from droprd.spool.claims import LOCK_TIMEOUT_S
@@ -37,6 +38,7 @@ from droprd.spool.inbox import InboxStore, Stream
 from droprd.spool.layout import Layout
 
 SYNC_EVERY_S = 0.02
+LOCK_TURN_S = 0.1
 REASON_CHARS_MAX = 1024
 WALL_CLOCK_PARTED_NS = 300_000_000_000
 
@@ -193,6 +195,8 @@ class Inbox:
         Messages acked before are passed over. See `Message.ack` for what survives what.
 
         Raises: LeaseLost if leases of some have ended; the others are acked all the same.
+            SpoolBusy if another process has sat on the channel's claims for ten seconds; SpoolFull,
+            SpoolNotReady, SpoolCorrupt if they cannot be written. Try again then.
         """
         self._settle(messages, ACKED, lambda lease, ranges, _: claimops.op_ack(lease, ranges))
 
@@ -262,35 +266,56 @@ class Inbox:
     ) -> None:
         groups, settled = by_lease(messages)
         lost = [m for m in settled if m._state != state]
-        with self._mutex:
-            store, _ = self._enter()
-            for (stream, lease), its in groups.items():
-                with disk("a message cannot be settled"):
-                    claims = stream.acquire(LOCK_TIMEOUT_S)
+        for (stream, lease), its in groups.items():
+            give_up_s = time.monotonic() + LOCK_TIMEOUT_S
+            while True:
+                # Not held for long: other threads may be at work in other channels.
+                with self._mutex, disk("a message cannot be settled"):
+                    self._enter()
                     try:
-                        now = self._now()
-                        ranges = leasing.runs([m._seq for m in its])
-                        if not all(claims.holds(lease, a, b, now) for a, b in ranges):
-                            good: list[Message] = []
-                            for m in its:
-                                held = claims.holds(lease, m._seq, m._seq + 1, now)
-                                (good if held else lost).append(m)
-                            its = good
-                            ranges = leasing.runs([m._seq for m in its])
-                        if ranges:
-                            stream.append([op(lease, ranges, now)])
-                        freed = lease not in claims.leases
+                        claims = stream.acquire(LOCK_TURN_S)
+                    except SpoolBusy:
+                        if time.monotonic() >= give_up_s:
+                            raise
+                        continue
+                    try:
+                        lost += self._settle_held(stream, claims, lease, its, state, op)
                     finally:
                         stream.release()
-                for m in its:
-                    m._state = state
-                self._mark_dirty(stream)
-                # Acks free nobody's way but in an ordered channel; what goes back may be wanted.
-                if state == NACKED or (freed and self._policy(stream.channel).ordered):
-                    store.ring([stream.channel])
-                    self._wake_sleepers()
+                break
         if lost:
             raise lost_leases(lost)
+
+    def _settle_held(
+        self,
+        stream: Stream,
+        claims: Claims,
+        lease: int,
+        messages: list[Message],
+        state: str,
+        op: Callable[[int, Sequence[Range], Now], Op],
+    ) -> list[Message]:
+        """Settle messages of one lease under its stream's lock. Returns those that are lost."""
+        store, _ = self._enter()
+        now = self._now()
+        lost: list[Message] = []
+        ranges = leasing.runs([m._seq for m in messages])
+        if not all(claims.holds(lease, a, b, now) for a, b in ranges):
+            lost = [m for m in messages if not claims.holds(lease, m._seq, m._seq + 1, now)]
+            gone = set(lost)
+            messages = [m for m in messages if m not in gone]
+            ranges = leasing.runs([m._seq for m in messages])
+        if ranges:
+            stream.append([op(lease, ranges, now)])
+        for m in messages:
+            m._state = state
+        self._mark_dirty(stream)
+        # Acks free nobody's way but in an ordered channel; what goes back may be wanted.
+        freed = lease not in claims.leases and self._policy(stream.channel).ordered
+        if state == NACKED or freed:
+            store.ring([stream.channel])
+            self._wake_sleepers()
+        return lost
 
     # Waiting
 
