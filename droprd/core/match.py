@@ -173,6 +173,8 @@ def _page(
     frames: list[tuple[bytes, int]] = []
     for run in collected:
         number = run.start.number
+        if run.end.number <= first:
+            continue
         for frame_id, count in run.frames():
             if number >= first:
                 if len(frames) == frames_max:

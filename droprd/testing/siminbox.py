@@ -80,7 +80,7 @@ class InboxSimulation:
             per_step=rng.choice((0.03, 0.08, 0.2)),
             others=rng.choice((2, 8)),
             kill=1,
-            power=rng.choice((0.3, 2)),
+            power=rng.choice((0.3, 2, 5)),
             error=rng.choice((0, 0, 0.3)),
         )
         self.chaos = Chaos(rng, rates)
@@ -94,6 +94,9 @@ class InboxSimulation:
             for spool_id in spools
             for channel in ("a", "b", REFUSED)
         ]
+        if rng.random() < 0.3:
+            self.lanes = [lane for lane in self.lanes if lane.key.channel != "b"][:2]
+        self.checkpoints = rng.choice((0.02, 0.15))
         self.limits = Limits(
             segment_bytes_max=9000,
             match_frames=rng.choice((5, 100_000)),
@@ -160,15 +163,15 @@ class InboxSimulation:
     # -- what happens ----------------------------------------------------------------------------
 
     def act(self, store: ReceiverStore) -> None:
-        draw = self.rng.random()
-        if draw < 0.75:
-            count = self.rng.choice((1, 1, 2, 3))
-            self.push(store, self.rng.sample(self.lanes, count), more=True)
-        elif draw < 0.85:
-            self.check_match(store, self.rng.choice(self.lanes))
-        elif draw < 0.9:
+        draw = self.rng.random() - self.checkpoints
+        if draw < 0:
             store.checkpoint()
-        elif draw < 0.97:
+        elif draw < 0.65:
+            count = self.rng.choice((1, 1, 2))
+            self.push(store, self.rng.sample(self.lanes, count), more=True)
+        elif draw < 0.7:
+            self.check_match(store, self.rng.choice(self.lanes))
+        elif draw < 0.8:
             self.delete_sealed(store)
         else:
             self.consume()

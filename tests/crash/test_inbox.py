@@ -15,9 +15,10 @@ SEEDS = 12
 NEEDED = [
     "arrivals.put",
     "arrivals.whole",
-    "lanes.checkpoint",
-    "lanes.checkpoint_dir",
-    "lanes.refuse",
+    "heads.checkpoint",
+    "heads.checkpoint_dir",
+    "heads.refuse",
+    "heads.seal",
     "receiver.append",
     "receiver.dir",
     "receiver.seal",
