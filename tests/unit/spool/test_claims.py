@@ -236,3 +236,18 @@ def test_many_threads_with_views_of_their_own_agree(path: str) -> None:
     for view in views:
         assert view.look().counts["acked"] == 400
         view.close()
+
+
+def test_a_failed_sync_is_told_to_all_who_share_the_file(path: str, other: ClaimsFile) -> None:
+    claims = ClaimsFile(BadDisk(), path, BOOT)
+    lease(claims, 0, 5)
+    with pytest.raises(OSError, match="Input/output"):
+        claims.sync()
+    claims.close()
+    with pytest.raises(SpoolCorrupt):
+        lease(other, 5, 6)
+    with pytest.raises(SpoolCorrupt):
+        other.sync()
+    other.salvage(b"j" * 16, bytes(16), 2)
+    lease(other, 5, 6)
+    assert other.sync()
