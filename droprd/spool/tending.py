@@ -73,13 +73,13 @@ class StreamTender:
         try:
             if claims.sync_failed:
                 raise SpoolCorrupt(f"{stream.claims.path} could not be synced by a consumer")
+            self._sync()  # first, for it needs no lock that a stopped process may hold
             delayed = claims.delayed.count
             if claims.offers(now) and claims.delayed.count < delayed:
                 self._waiting.ring([stream.channel])  # who polls its descriptor is not woken else
             self._end_leases(claims, now, attempts_max)
             self._survey(now)
             self._expire(now)
-            self._sync()
             self._compact()
             claims = stream.look()
             corrupt = keep_corrupt(self._spool, stream, claims, self._corrupt_known)
