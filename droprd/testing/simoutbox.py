@@ -56,6 +56,12 @@ class OutboxSimulation:
         self.producers = [
             Producer(self.machine, self.oracle, self.rng, f"producer{i}") for i in range(3)
         ]
+        if self.rng.random() < 0.25:
+            # Frames of one size in one lane, and processes that are stopped in mid-commit.
+            rates.per_step, rates.others, rates.kill, rates.power = 0.2, 8, 3, 2
+            disk.subsets_only = True
+            for producer in self.producers:
+                producer.even = True
         self.sender: SenderProcess | None = None
         self.known: dict[Lane, list[int]] = {}
         self.chaos.run_others = self._others

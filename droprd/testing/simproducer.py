@@ -27,6 +27,7 @@ ROOT = "/spool"
 JOURNAL_BYTES_MAX = 12_000
 PADDING = (0, 0, 50, 300, 512, 2000)
 BLOB_SHARE = 0.08
+EVEN_BYTES = 512 - 52 - 96 - 11 - 8  # a body of which one entry for berlin/sites fills a sector
 
 
 def make_node_spool(machine: Machine) -> bytes:
@@ -99,6 +100,7 @@ class Producer:
     def __init__(self, machine: Machine, oracle: Oracle, rng: Random, name: str) -> None:
         self.machine = machine
         self.name = name
+        self.even = False
         self._oracle = oracle
         self._rng = rng
         self._fs: SimFs | None = None
@@ -123,6 +125,9 @@ class Producer:
         """One commit of a few messages; Crash if it does not survive it."""
         journal = self._open()
         rng = self._rng
+        if self.even:
+            self._send_even(journal, lanes[0], copy)
+            return
         if rng.random() < BLOB_SHARE:
             self._send_blob(journal, rng.choice(lanes), copy)
             return
@@ -143,6 +148,13 @@ class Producer:
         journal.commit(puts)
         for group, put in zip(sents, puts, strict=True):
             self._ended(group, put)
+
+    def _send_even(self, journal: Journal, lane: Lane, copy: Copy) -> None:
+        """All frames alike: where one was cut away, any other fits in exactly."""
+        sent = self._oracle.begin(lane, copy, self.machine.clock.boot_id())
+        put = Put(lane, [b"%d|" % sent.serial + bytes(EVEN_BYTES - 1 - len(str(sent.serial)))])
+        journal.commit([put])
+        self._ended([sent], put)
 
     def _send_blob(self, journal: Journal, lane: Lane, copy: Copy) -> None:
         """A body that is a file of its own, put as `droprd.client` does."""

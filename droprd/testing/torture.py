@@ -22,6 +22,7 @@ from multiprocessing import get_context
 
 from droprd.errors import DroprdError
 from droprd.testing.mutants import MUTANTS, SYNC, mutated
+from droprd.testing.simcut import CutSimulation
 from droprd.testing.simlog import LogSimulation
 from droprd.testing.simoutbox import OutboxSimulation
 from droprd.testing.simworld import World
@@ -60,7 +61,12 @@ def _world(seed: int, disabled: frozenset[str]) -> tuple[int, Mapping[str, int]]
     return simulation.run(crashes=20), simulation.syncs
 
 
-SIMULATIONS: dict[str, Run] = {"log": _log, "outbox": _outbox, "world": _world}
+def _cut(seed: int, disabled: frozenset[str]) -> tuple[int, Mapping[str, int]]:
+    simulation = CutSimulation(seed, disabled)
+    return simulation.run(), simulation.machine.disk.syncs
+
+
+SIMULATIONS: dict[str, Run] = {"cut": _cut, "log": _log, "outbox": _outbox, "world": _world}
 
 
 @dataclass(slots=True)
@@ -143,7 +149,7 @@ def hunt_all(
 
 
 # Where a mutant is looked for, and how long.
-BOUNDS = {"log": 600, "outbox": 400, "world": 400}
+BOUNDS = {"cut": 200, "log": 600, "outbox": 400, "world": 400}
 
 # Sync sites whose absence harms no promise, or can be noticed only where two faults coincide.
 HARMLESS: dict[str, str] = {}

@@ -13,7 +13,7 @@ from droprd.testing.torture import run_seeds
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("simulation", "seeds", "crashes_min"),
-    [("log", 1400, 8_000), ("outbox", 210, 6_000), ("world", 340, 6_000)],
+    [("cut", 100, 200), ("log", 1400, 8_000), ("outbox", 210, 6_000), ("world", 340, 6_000)],
 )
 def test_no_crash_breaks_a_promise(simulation: str, seeds: int, crashes_min: int) -> None:
     crashes = 0
@@ -24,6 +24,6 @@ def test_no_crash_breaks_a_promise(simulation: str, seeds: int, crashes_min: int
 
 
 def test_a_seed_replays_to_the_same_end() -> None:
-    for simulation in ("log", "outbox", "world"):
+    for simulation in ("cut", "log", "outbox", "world"):
         first, second = (next(run_seeds(simulation, [7], processes=1)) for _ in range(2))
         assert first == second
