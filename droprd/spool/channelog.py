@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from droprd.core import chain
 from droprd.core import entry as entries
 from droprd.core import frame as frames
 from droprd.core.entry import ENTRY_BYTES, FILE_HEADER_BYTES, FileHeader, Kind
-from droprd.core.frame import Buffer
 from droprd.core.match import NumberedVoid, Run
 from droprd.errors import BadData
 from droprd.model import KIB, Head, LaneKey
@@ -37,41 +35,13 @@ from droprd.spool.fsops import make_dirs
 from droprd.spool.handle import Spool
 from droprd.spool.headlog import Cover, HeadLog, Lane, StreamKey
 from droprd.spool.layout import CHANNEL_DIR_MODE, segment_number
+from droprd.spool.staged import Staged
 
 COVER_FRAMES = 4096
 """So many frame ids of a stream are held in memory before they go to lanes.log."""
 PREPARE_BYTES = 256 * KIB
 _OVERHEAD_BYTES = 230  # about, of an entry beside its frame: header and note
 _MESSAGE_BYTES_MIN = 8  # of a message in a frame: its length and its CRC-32
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """One lane's part of a push, as far as writing it may change it."""
-
-    failed: bool = field(default=False, init=False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Staged:
-    """A frame that was taken into its lane and waits to be written.
-
-    `voids` are all messages without a body: the sender's and those refused here. The index is None
-    for a whole frame that is not stored, because its channel is not permitted. `blob_bytes` is the
-    size of the frame's body in inbox/blobs, which goes with the segment.
-    """
-
-    part: Part
-    lane: Lane
-    before: Head
-    after: Head
-    frame_id: bytes
-    count: int
-    pieces: list[Buffer]
-    frame_bytes: int
-    elapsed_ms: int | None
-    voids: list[tuple[int | None, str]]
-    blob_bytes: int = 0
 
 
 class Stream:

@@ -19,11 +19,11 @@ Guarantees: heads for ever; the frame ids of the newest `match_frames` of a (pee
 priority), those of superseded spool ids going first; as many voids. A segment counts as sealed
 once the note that says so is synced.
 
-What a crash leaves: notes that are not synced yet are cut, and the segments they covered are walked
-again. A checkpoint is a file `lanes.log.new` until it replaces the old one.
+What a crash leaves: notes that are not synced are cut, and the segments they covered walked again;
+a checkpoint is a file `lanes.log.new` until it replaces the old one.
 
-Raises LogBroken after any failed write or sync: what is in memory is then ahead of the file, and
-only a new start helps. OSError and BadData at the start.
+Raises LogBroken after any failed write: memory is then ahead of the file, and only a new start
+helps. OSError and BadData at the start.
 """
 
 from __future__ import annotations
@@ -293,8 +293,7 @@ class HeadLog:
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether the file has grown to double its size after the last checkpoint, and there is
-        room for another one beside it."""
+        """Whether the file has grown to double, and there is room for another one beside it."""
         end = self._writer.end
         return (
             end > 2 * max(self._checkpoint_bytes, CHECKPOINT_BYTES_MIN)

@@ -22,8 +22,8 @@ from droprd.core.frame import Buffer, Frame
 from droprd.core.push import LaneVerdict, Push, Refusal
 from droprd.model import GENESIS, MIB, RESERVED_CHANNEL_PREFIX, Head, LaneKey
 from droprd.spool.arrivals import Arrivals
-from droprd.spool.channelog import Part, Staged
 from droprd.spool.headlog import Lane
+from droprd.spool.staged import Part, Staged
 
 TOO_LARGE = "over max_message_bytes"
 NOT_PERMITTED = "channel not permitted"

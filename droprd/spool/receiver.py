@@ -38,12 +38,13 @@ from droprd.core.push import LaneAnswer, Push
 from droprd.model import GENESIS, Head, LaneKey
 from droprd.spool import log
 from droprd.spool.arrivals import Arrivals
-from droprd.spool.channelog import Staged, Stream
+from droprd.spool.channelog import Stream
 from droprd.spool.handle import Spool
 from droprd.spool.headlog import HeadLog, Lane, StreamKey
 from droprd.spool.judging import Judge, Limits, PendingLane
 from droprd.spool.layout import segment_number
 from droprd.spool.room import Room
+from droprd.spool.staged import Staged
 
 REFUSED_RETRY_S = 30
 TURNED_AT_ONCE_MAX = 64
