@@ -363,7 +363,7 @@ class Checker:
             parts = split_inbox_blob_name(name)
             if parts is None:
                 self._say("warning", "", f"{layout.inbox_blobs}/{name}", "is no blob")
-            elif parts[2]:
+            elif not parts[2]:
                 self._say("note", "I7", f"{layout.inbox_blobs}/{name}", "is on its way")
 
     def _stream(self, channel: str, priority: int, heads: dict[LaneKey, Head]) -> None:

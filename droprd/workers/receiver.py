@@ -194,6 +194,8 @@ class Receiver:
                 have = await self._in_thread(arrival.close)
         except PieceRefused as refusal:
             return Answer(409, ask.encode_blob_answer(refusal.have))
+        except ConnectionResetError:
+            raise  # an OSError too, but not of the disk: the sender went away
         except OSError as error:
             logs.event(log, logging.ERROR, "a blob could not be written", peer=peer, why=str(error))
             raise Refused(

@@ -107,6 +107,29 @@ def test_a_lane_whose_receiver_lost_its_disk_waits_for_an_operator(
         assert take(inbox, mode, 5) == numbered(20, 5)
 
 
+def test_a_receiver_put_back_from_an_older_copy_gets_again_what_it_lost(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    hamburg, berlin = nodes
+    send(hamburg, "put-back", numbered(0, 10))
+    wait_delivered(hamburg)
+    assert berlin.stop() == 0
+    copy_tree(berlin.spool, tmp_path / "copy")
+    berlin.start()
+    send(hamburg, "put-back", numbered(10, 10))
+    wait_delivered(hamburg)
+    assert berlin.stop() == 0
+    shutil.rmtree(berlin.spool)
+    copy_tree(tmp_path / "copy", berlin.spool)
+    berlin.start()
+    send(hamburg, "put-back", numbered(20, 10))
+    wait_until(lambda: b"peer reset" in hamburg.ctl("why", "berlin").stdout, "the lane is held")
+    with berlin.inbox() as inbox:
+        assert take(inbox, "put-back", 10) == numbered(0, 10)
+        hamburg.ctl("peer", "reset", "berlin", "--replay")
+        assert take(inbox, "put-back", 20) == numbered(10, 20)
+
+
 def test_a_sender_put_back_from_an_older_copy_sends_nothing_twice(
     nodes: tuple[Node, Node], tmp_path: Path
 ) -> None:

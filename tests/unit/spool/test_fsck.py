@@ -90,6 +90,16 @@ def test_a_lane_that_lost_its_tail_is_found_to_be_mended(root: Path) -> None:
     assert any("[S5]" in t for t in texts(root))
 
 
+def test_a_blob_is_on_its_way_only_while_it_is_a_part(root: Path) -> None:
+    layout = Layout(str(root))
+    Path(layout.inbox_blob("berlin", b"w" * 16)).write_bytes(b"whole")
+    assert texts(root) == []
+    Path(layout.inbox_blob_part("berlin", b"p" * 16)).write_bytes(b"par")
+    [text] = texts(root)
+    assert text.startswith("note [I7]")
+    assert text.endswith(".part: is on its way")
+
+
 def test_the_check_changes_nothing(root: Path) -> None:
     def picture() -> dict[str, bytes]:
         return {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file()}
