@@ -296,6 +296,7 @@ class Sender:
             "peers": peers,
             "dead": sum(one["dead"] for one in waiting.values()),
             "unmerged_bytes": self._unmerged_bytes,
+            "lanes_bytes": self._tally.queued_bytes,  # applications hold it against their quota
             "last_merge_age_s": round(now - self._round_at, 1),
             "full": self._full,
             "corrupt": self._store.corrupt_bytes,
