@@ -318,9 +318,13 @@ def test_a_blob_resumes_where_it_broke_off(node: Receiver) -> None:
             f"Droprd-Version: 1\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         broken.sendall(head.encode() + body[:1_500_000])
-    until(lambda: peer.push(GENESIS, one).need == {one.frame_id: 1_500_000})
-    assert peer.put(one, body[5:], 5, len(body)) == (409, 1_500_000)
-    assert Peer(node.port).put(one, body[1_500_000:], 1_500_000, len(body)) == (200, len(body))
+    # How much was read before the connection broke is the receiver's to say.
+    until(lambda: peer.push(GENESIS, one).need.get(one.frame_id, 0) > 0)
+    status, have = Peer(node.port).put(one, body[5:], 5, len(body))
+    assert (status, 0 < have <= 1_500_000) == (409, True)
+    while status == 409:
+        status, have = Peer(node.port).put(one, body[have:], have, len(body))
+    assert (status, have) == (200, len(body))
     assert peer.push(GENESIS, one).verdict == "ok"
     assert Path(node.layout.inbox_blob("hamburg", one.frame_id)).read_bytes() == body
 
