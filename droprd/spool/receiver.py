@@ -27,6 +27,7 @@ Raises OSError, LogBroken, SpoolCorrupt; BadData for what a peer sent.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from droprd.core import match
 from droprd.core.ask import MatchAnswer, MatchRequest
 from droprd.core.frame import Frame
 from droprd.core.push import LaneAnswer, Push
-from droprd.model import GENESIS, Head, LaneKey
+from droprd.model import GENESIS, NAME_PATTERN, Head, LaneKey
 from droprd.spool import log
 from droprd.spool.arrivals import Arrivals
 from droprd.spool.channelog import Stream
@@ -47,6 +48,7 @@ from droprd.spool.room import Room
 from droprd.spool.staged import Staged
 
 REFUSED_RETRY_S = 30
+_PRIORITY = re.compile(r"[0-9]\Z")
 TURNED_AT_ONCE_MAX = 64
 """Each costs some syncs, and nobody is served meanwhile."""
 
@@ -119,16 +121,21 @@ class ReceiverStore:
         path = self.layout.inbox_lanes_log
         damage += [Damaged(path, d.start, d.end) for d in self._heads.open()]
         channels = self.layout.channels
-        for channel in self.fs.listdir(channels):
-            for priority in self.fs.listdir(f"{channels}/{channel}"):
-                stream = self._stream((channel, int(priority)))
-                found, gone = stream.open()
-                where = self.layout.stream(channel, int(priority))
+        for channel in self._directories(channels, NAME_PATTERN):
+            directory = f"{channels}/{channel}"
+            for priority in self._directories(directory, _PRIORITY):
+                found, gone = self._stream((channel, int(priority))).open()
+                where = f"{directory}/{priority}"
                 damage += [Damaged(where, d.start, d.end) for d in found]
                 lost += gone
-            self.fs.sync_dir(f"{channels}/{channel}", "receiver.recover_dir")
+            self.fs.sync_dir(directory, "receiver.recover_dir")
         self.fs.sync_dir(channels, "receiver.recover_dir")
         return Report(damage, lost)
+
+    def _directories(self, path: str, pattern: re.Pattern[str]) -> list[str]:
+        """Those of ours; what somebody else left there must not stop the start."""
+        names = [name for name in self.fs.listdir(path) if pattern.match(name)]
+        return [n for n in names if (found := self.fs.stat(f"{path}/{n}")) and found.is_dir]
 
     def _stream(self, key: StreamKey) -> Stream:
         stream = self._streams.get(key)

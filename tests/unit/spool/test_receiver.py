@@ -559,6 +559,16 @@ def test_claims_come_with_the_directory(node: Node) -> None:
     os.close(fd)
 
 
+def test_strange_names_among_the_channels_do_not_stop_the_start(node: Node) -> None:
+    head = node.send(GENESIS, make([b"a"])).head
+    os.mkdir(f"{node.layout.channels}/Lost+Found")
+    os.mkdir(f"{node.layout.channel('sites')}/backup")
+    for path in (f"{node.layout.channels}/notes", f"{node.layout.channel('sites')}/7"):
+        Path(path).write_text("mine")
+    restart(node, clean=False)
+    assert node.store.head(key()) == head
+
+
 # -- match -----------------------------------------------------------------------------------------
 
 
