@@ -205,13 +205,18 @@ class Settler:
         state = self._log.state.lane(talk.lane)
         lane = talk.lane
         if talk.pages:
-            after = chain.advance(talk.common or GENESIS, talk.frames)
+            if talk.common is not None:
+                after = chain.advance(talk.common, talk.frames)
+            else:
+                # Nothing in common: the receiver tells what it remembers, found by number alone.
+                number = talk.floor + sum(count for _, count in talk.frames)
+                after = Head(number, bytes(16))
             return MatchRequest(
                 self._spool.spool_id,
                 lane.channel,
                 lane.priority,
                 (),
-                after if talk.common is not None else None,
+                after,
                 talk.voids_after,
             )
         talk.voids_after = state.acked.number
@@ -253,7 +258,7 @@ class Settler:
                 self._log.add(["hold", list(state.lane), HELD_RESET])
                 self._log.commit()
                 return Outcome("held", _reset_text(state, answer.head))
-        if needs_voids or (answer.more and common is not None):
+        if needs_voids or answer.more:
             return self.match_request(talk)
         if common is not None and chain.advance(common, talk.frames) != answer.head:
             raise BadData("the pages of a match do not lead to the receiver's head")
