@@ -357,9 +357,8 @@ def test_a_full_receiver_lets_the_sender_wait_and_goes_on_once_consumed(
         assert shown["state"] in ("throttled", "probing")
         assert 0 < shown["queued"] <= len(bodies)
         assert shown["next_try_s"] is None or shown["next_try_s"] > 1
-        refused = berlin.status()["receiver"]
-        assert refused["full"]
-        assert refused["refused"]["no_room"] > 0
+        wait_until(lambda: berlin.status()["receiver"]["full"], "berlin says so itself")
+        assert berlin.status()["receiver"]["refused"]["no_room"] > 0
 
         def all_there() -> bool:
             consumer.take(0.2)
