@@ -161,6 +161,16 @@ MUTANTS: dict[str, Callable[[], Any]] = {
 }
 
 
+# These concern what two nodes say to each other; other simulations need not be asked.
+PROTOCOL = {
+    "answer_before_sync",
+    "high_water_number_instead_of_chain",
+    "chain_check_off",
+    "rebase_without_comparing_ids",
+    "rebase_without_merging_first",
+}
+
+
 @contextmanager
 def mutated(name: str) -> Iterator[frozenset[str]]:
     """Switch one rule off (none if `name` is empty). Gives the sync sites to leave out."""

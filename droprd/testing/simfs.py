@@ -52,6 +52,8 @@ class SimFs:
     Attributes:
         steps: how many mutating operations and syncs this process has begun.
         alarm: the step at which `interrupt(fs, operation)` is called; it may set the next one.
+        left_out: called when a sync was left out (see `SimDisk.disable_sites`).
+        read_alarm: the read at which `pause(fs)` is called, which may let other processes run.
     """
 
     def __init__(self, disk: SimDisk, rng: Random, name: str = "process") -> None:
@@ -60,6 +62,10 @@ class SimFs:
         self.alive = True
         self.steps = 0
         self.alarm = NEVER
+        self.reads = 0
+        self.read_alarm = NEVER
+        self.pause: Callable[[SimFs], None] = lambda fs: None
+        self.left_out: Callable[[SimFs], None] = lambda fs: None
         self.interrupt: Callable[[SimFs, str], Fault | None] = lambda fs, operation: None
         self.now_ns: Callable[[], int] = lambda: 0
         self._rng = rng
@@ -141,6 +147,10 @@ class SimFs:
         opened.file.locks.pop(opened, None)
 
     def read_at(self, fd: int, length: int, offset: int) -> bytes:
+        self.reads += 1
+        if self.reads >= self.read_alarm:
+            self.read_alarm = NEVER
+            self.pause(self)
         opened = self._open.get(fd)
         if opened is None or not opened.readable:
             self._bad(fd)
@@ -194,6 +204,8 @@ class SimFs:
             self._fail_plain(fault, site)
         if site not in disk.disable_sites:
             disk.sync(file)
+        else:
+            self.left_out(self)
 
     def copy(self, src_fd: int, src_offset: int, dst_fd: int, dst_offset: int, length: int) -> None:
         data = self.read_at(src_fd, length, src_offset)
@@ -215,6 +227,8 @@ class SimFs:
             self._fail_plain(fault, path)
         if site not in disk.disable_sites:
             disk.sync_dir(directory)
+        else:
+            self.left_out(self)
 
     def rename(self, old: str, new: str) -> None:
         fault = self._step("rename")

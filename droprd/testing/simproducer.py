@@ -26,7 +26,6 @@ from droprd.testing.simulation import NEVER, Crash, Machine, SimFs, Violation
 ROOT = "/spool"
 JOURNAL_BYTES_MAX = 12_000
 PADDING = (0, 0, 50, 300, 512, 2000)
-BLOB_SHARE = 0.08
 EVEN_BYTES = 512 - 52 - 96 - 11 - 8  # a body of which one entry for berlin/sites fills a sector
 
 
@@ -101,6 +100,7 @@ class Producer:
         self.machine = machine
         self.name = name
         self.even = False
+        self.blob_share = 0.08
         self._oracle = oracle
         self._rng = rng
         self._fs: SimFs | None = None
@@ -128,7 +128,7 @@ class Producer:
         if self.even:
             self._send_even(journal, lanes[0], copy)
             return
-        if rng.random() < BLOB_SHARE:
+        if rng.random() < self.blob_share:
             self._send_blob(journal, rng.choice(lanes), copy)
             return
         boot_id = self.machine.clock.boot_id()

@@ -119,10 +119,12 @@ class Rates:
 
     Attributes:
         per_step: probability that any of what follows happens at one step.
+        per_read: probability that others run at one read.
         others run, kill, power cut, error: weights.
     """
 
     per_step: float = 0.02
+    per_read: float = 0.01
     others: float = 6.0
     kill: float = 1.0
     power: float = 1.0
@@ -144,31 +146,58 @@ class Chaos:
     quiet: bool = False
     crashes: int = 0
     depth: int = 0
+    _doomed: set[SimFs] = field(default_factory=set)
 
     def watch(self, fs: SimFs, machine: Machine) -> None:
         def interrupt(fs: SimFs, operation: str) -> Fault | None:
             return self._strike(fs, machine, operation)
 
         fs.interrupt = interrupt
+        fs.pause = self._pause
+        fs.left_out = self._doom
         self._arm(fs)
+        self._arm_reads(fs)
 
     def _arm(self, fs: SimFs) -> None:
         fs.alarm = fs.steps + 1 + int(self.rng.expovariate(self.rates.per_step))
 
+    def _arm_reads(self, fs: SimFs) -> None:
+        fs.read_alarm = fs.reads + 1 + int(self.rng.expovariate(self.rates.per_read))
+
+    def _doom(self, fs: SimFs) -> None:
+        """A sync was left out: the power fails soon, so that few seeds suffice to notice."""
+        if not self.quiet and self.rng.random() < 0.3:
+            self._doomed.add(fs)
+            fs.alarm = fs.steps + 1 + int(self.rng.expovariate(0.05))
+
+    def _pause(self, fs: SimFs) -> None:
+        """The scheduler stops a process at a read, and lets others run."""
+        if not self.quiet:
+            self._arm_reads(fs)
+            self._run_others(fs)
+
+    def _run_others(self, fs: SimFs) -> None:
+        if self.run_others is not None and self.depth < 3:
+            self.depth += 1
+            try:
+                self.run_others(fs)
+            finally:
+                self.depth -= 1
+
     def _strike(self, fs: SimFs, machine: Machine, operation: str) -> Fault | None:
         if self.quiet:
             return None
+        if fs in self._doomed:
+            self._doomed.discard(fs)
+            self.crashes += 1
+            machine.power_cut()
+            raise Crash(fs.name)
         self._arm(fs)
         rates = self.rates
         draw = self.rng.random() * (rates.others + rates.kill + rates.power + rates.error)
         draw -= rates.others
         if draw < 0:
-            if self.run_others is not None and self.depth < 3:
-                self.depth += 1
-                try:
-                    self.run_others(fs)
-                finally:
-                    self.depth -= 1
+            self._run_others(fs)
             return None
         draw -= rates.error
         if draw < 0:

@@ -90,12 +90,15 @@ class World:
         self.network = Network(rng)
         self.retain_s = FOREVER_S if self.calamity == "receiver" else rng.choice((0, FOREVER_S))
         subsets = rng.random() < 0.3
+        blob_share = rng.choice((0.03, 0.03, 0.5))
         self.nodes: list[SendingNode] = []
         for peer, producers in (("hamburg", rng.choice((1, 3))), ("kiel", 1)):
             disk = SimDisk(disable_sites=disable_sites)
             disk.subsets_only = subsets
             node = SendingNode(self, peer, disk, self.oracle.copy(), producers)
             make_node_spool(node.machine)
+            for producer in node.producers:
+                producer.blob_share = blob_share
             self.nodes.append(node)
         disk = SimDisk(disable_sites=disable_sites)
         disk.subsets_only = subsets

@@ -21,7 +21,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from droprd.errors import DroprdError
-from droprd.testing.mutants import MUTANTS, SYNC, mutated
+from droprd.testing.mutants import MUTANTS, PROTOCOL, SYNC, mutated
 from droprd.testing.simcut import CutSimulation
 from droprd.testing.simlog import LogSimulation
 from droprd.testing.simoutbox import OutboxSimulation
@@ -127,6 +127,8 @@ def hunt(mutant: str, bounds: Mapping[str, int]) -> Result | None:
     """
     site = mutant.removeprefix(SYNC) if mutant.startswith(SYNC) else ""
     for simulation, seeds in bounds.items():
+        if mutant in PROTOCOL and simulation != "world":
+            continue
         is_used = False
         for seed in range(seeds):
             result = run_one(simulation, seed, mutant)
