@@ -19,8 +19,10 @@ from droprd.spool import log
 from droprd.spool.outbox import OutboxStore
 from droprd.spool.outgoing import Outgoing
 from droprd.spool.settling import Conversation, Outcome
+from droprd.testing.oracle import Copy, Oracle
+from droprd.testing.simdisk import SimDisk
 from droprd.testing.simnet import Network, Piece, Reply, Request
-from droprd.testing.simproducer import ROOT, open_spool
+from droprd.testing.simproducer import ROOT, Producer, open_spool
 from droprd.testing.simulation import Machine, SimFs, Violation
 
 Mode = Literal["", "replay", "continue"]
@@ -184,3 +186,27 @@ def dead_letters(fs: SimFs) -> set[str]:
         found.update(ids[index] for index, _ in note["i"])
     fs.close(fd)
     return found
+
+
+class SendingNode:
+    """A machine that sends: its producers, its sender, and the life line of its spool.
+
+    Attributes:
+        saved: an older copy of its disk, and when it was taken.
+    """
+
+    def __init__(
+        self, machine: Machine, oracle: Oracle, rng: Random, copy: Copy, producers: int
+    ) -> None:
+        self.peer = machine.name
+        self.copy = copy
+        self.machine = machine
+        self.producers = [Producer(machine, oracle, rng, f"producer{i}") for i in range(producers)]
+        self.sender: Sender | None = None
+        self.saved: tuple[SimDisk, int] | None = None
+
+    def note_boot(self, now: int) -> None:
+        """Let the oracle know which boot this is."""
+        boot_id = self.machine.clock.boot_id()
+        if not self.copy.boots or self.copy.boots[-1][0] != boot_id:
+            self.copy.boots.append((boot_id, now))

@@ -20,9 +20,9 @@ from droprd.spool.log import LogBroken
 from droprd.testing.oracle import Copy, Oracle
 from droprd.testing.simdisk import SimDisk
 from droprd.testing.simnet import Network
-from droprd.testing.simproducer import Producer, check_kept, make_node_spool
+from droprd.testing.simproducer import check_kept, make_node_spool
 from droprd.testing.simreceiver import Consumer, Janitor, Receiver
-from droprd.testing.simsender import Sender
+from droprd.testing.simsender import Sender, SendingNode
 from droprd.testing.simulation import (
     Chaos,
     Crash,
@@ -40,27 +40,6 @@ CHANNELS = ["sites", "stock"]
 FOREVER_S = 1e9
 LONG_S = 40
 DRAIN_TURNS = 400
-
-
-class SendingNode:
-    """A machine that sends: its producers, its sender, and the life line of its spool."""
-
-    def __init__(self, world: World, peer: str, disk: SimDisk, copy: Copy, producers: int) -> None:
-        self.peer = peer
-        self.copy = copy
-        self.machine = Machine(peer, disk, world.time, world.rng, world.chaos)
-        self.producers = [
-            Producer(self.machine, world.oracle, world.rng, f"producer{i}")
-            for i in range(producers)
-        ]
-        self.sender: Sender | None = None
-        self.saved: tuple[SimDisk, int] | None = None
-
-    def note_boot(self, now: int) -> None:
-        """Let the oracle know which boot this is."""
-        boot_id = self.machine.clock.boot_id()
-        if not self.copy.boots or self.copy.boots[-1][0] != boot_id:
-            self.copy.boots.append((boot_id, now))
 
 
 class World:
@@ -95,7 +74,7 @@ class World:
         for peer, producers in (("hamburg", rng.choice((1, 3))), ("kiel", 1)):
             disk = SimDisk(disable_sites=disable_sites)
             disk.subsets_only = subsets
-            node = SendingNode(self, peer, disk, self.oracle.copy(), producers)
+            node = self._sending_node(peer, disk, self.oracle.copy(), producers)
             make_node_spool(node.machine)
             for producer in node.producers:
                 producer.blob_share = blob_share
@@ -125,6 +104,10 @@ class World:
             for site, count in machine.disk.syncs.items():
                 total[site] = total.get(site, 0) + count
         return total
+
+    def _sending_node(self, peer: str, disk: SimDisk, copy: Copy, producers: int) -> SendingNode:
+        machine = Machine(peer, disk, self.time, self.rng, self.chaos)
+        return SendingNode(machine, self.oracle, self.rng, copy, producers)
 
     # -- running -------------------------------------------------------------------------------
 
@@ -236,13 +219,20 @@ class World:
         sender.work(calm=self.chaos.quiet)
         if was_first and sender.first_round_done:
             node.copy.sender_ran.append(began)
-        if self.rng.random() < 0.7 and (reply := self.network.next_reply()) is not None:
-            asker = reply.request.asker
-            if isinstance(asker, Sender) and asker.fs.alive:
-                if asker is sender:
-                    sender.hear(reply)
-                else:
-                    self.network.replies.append(reply)
+        for _ in range(len(self.network.replies) if self.chaos.quiet else 1):
+            if self.chaos.quiet or self.rng.random() < 0.7:
+                self._hear(sender)
+
+    def _hear(self, sender: Sender) -> None:
+        """An answer arrives; one for another sender goes on waiting."""
+        reply = self.network.next_reply()
+        if reply is None:
+            return
+        asker = reply.request.asker
+        if asker is sender:
+            sender.hear(reply)
+        elif isinstance(asker, Sender) and asker.fs.alive:
+            self.network.replies.append(reply)
 
     def run_receiver(self) -> None:
         """A request arrives at the receiver, or it commits."""
@@ -320,9 +310,8 @@ class World:
             node.copy = self.oracle.copy(node.copy, at)
         elif self.calamity == "twin":
             disk = node.machine.disk.clone()
-            twin = SendingNode(
-                self, node.peer, disk, self.oracle.copy(node.copy, self.oracle.tick()), 1
-            )
+            copy = self.oracle.copy(node.copy, self.oracle.tick())
+            twin = self._sending_node(node.peer, disk, copy, 1)
             self.nodes.append(twin)
         elif self.calamity == "receiver" and self.saved_inbox is not None:
             self.berlin.kill_all()
