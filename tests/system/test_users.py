@@ -138,9 +138,11 @@ class Box:
             ["/usr/bin/python3", "-m", "venv", "--without-pip", str(made)], check=True, umask=0o022
         )
         (packages,) = made.glob("lib/python*/site-packages")
+        # Neither what only developers need, nor what leads back to this checkout.
+        left = shutil.ignore_patterns("mypy*", "ruff*", "pip*", "__pycache__", "__editable__*")
         for source in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-            shutil.copytree(source, packages, dirs_exist_ok=True, symlinks=True)
-        shutil.copytree(ROOT / "droprd", packages / "droprd", dirs_exist_ok=True)
+            shutil.copytree(source, packages, dirs_exist_ok=True, symlinks=True, ignore=left)
+        shutil.copytree(ROOT / "droprd", packages / "droprd", dirs_exist_ok=True, ignore=left)
         subprocess.run(["chmod", "-R", "a+rX", str(made)], check=True)
         del self.env["PYTHONPATH"]
         return str(made / "bin" / "python")
