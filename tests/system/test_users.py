@@ -123,15 +123,16 @@ class Box:
 
     def _python(self) -> str:
         """An interpreter with droprd that every user may execute."""
-        able = self.run("eve", [sys.executable, "-c", "import droprd, msgpack, aiohttp, pycurl"])
-        if able.returncode == 0:
+        probe = "import droprd, msgpack, aiohttp, pycurl; print(droprd.__file__)"
+        able = self.run("eve", [sys.executable, "-c", probe])
+        if able.stdout.startswith(f"{ROOT}/"):
             return sys.executable
         if "unshare" in able.stderr or "mount" in able.stderr:
             pytest.skip(f"no mount namespaces here: {able.stderr.strip()}")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         made = self.path / "venv"
-        probe = ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        found = subprocess.run(probe, capture_output=True, text=True, check=False)
+        ask = ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        found = subprocess.run(ask, capture_output=True, text=True, check=False)
         if found.stdout.strip() != version:
             pytest.skip(f"/usr/bin/python3 is not Python {version}, which has our dependencies")
         subprocess.run(
