@@ -1,23 +1,18 @@
 """Which `InboxStore` a node's consumers use: files, or one that another package brings.
 
-`[inbox] store` names it; `files` is the default. Any other name is looked up among the entry
-points of group `droprd.inboxes`: a callable `(fs, clock, urandom, spool) -> InboxStore`.
+`[inbox] store` names it; `files` is the default, others are found by `droprd.spool.plugins`.
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
-from importlib.metadata import entry_points
 
-from droprd.errors import ConfigError
 from droprd.model import Clock
 from droprd.settings.published import Node
 from droprd.spool.fsops import OsFs
 from droprd.spool.inbox import FilesInbox, InboxStore
-
-FILES = "files"
-GROUP = "droprd.inboxes"
+from droprd.spool.plugins import FILES, inbox_plugin
 
 
 def store_name(node: Node) -> str:
@@ -38,12 +33,4 @@ def open_inbox_store(node: Node, clock: Clock) -> InboxStore:
     name = store_name(node)
     if name == FILES:
         return FilesInbox(OsFs(), clock, os.urandom, node.spool)
-    for found in entry_points(group=GROUP, name=name):
-        store: InboxStore = found.load()(OsFs(), clock, os.urandom, node.spool)
-        return store
-    raise ConfigError(
-        f"the inbox store {name!r} is not installed",
-        why=f"no package brings an entry point of that name in the group {GROUP}",
-        hint="install it, or set [inbox] store to files",
-        code="store_missing",
-    )
+    return inbox_plugin(name).open_consumer(OsFs(), clock, os.urandom, node.spool)

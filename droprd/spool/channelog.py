@@ -33,9 +33,9 @@ from droprd.model import KIB, Head, LaneKey
 from droprd.spool import claims, log
 from droprd.spool.fsops import make_dirs
 from droprd.spool.handle import Spool
-from droprd.spool.headlog import Cover, HeadLog, Lane, StreamKey
+from droprd.spool.headlog import Cover, HeadLog
 from droprd.spool.layout import CHANNEL_DIR_MODE, segment_number
-from droprd.spool.staged import Staged
+from droprd.spool.staged import Lane, Staged, StreamKey
 
 COVER_FRAMES = 4096
 """So many frame ids of a stream are held in memory before they go to lanes.log."""
@@ -63,6 +63,7 @@ class Stream:
         self._newest: dict[Lane, Run] = {}
         self._run_frames = 0
         self._covered = FILE_HEADER_BYTES
+        self._stored_end = FILE_HEADER_BYTES
         self._gap = False
         self._next_seq_then = 0
         self._blob_bytes = 0  # of the newest segment, as far as they are known
@@ -125,6 +126,7 @@ class Stream:
             start=start,
         )
         self.next_seq = max(self.next_seq, self._writer.header.base)
+        self._stored_end = self._writer.end
         if found and found[-1].end >= self._writer.end:
             self._skip_seqs(found[-1].end - found[-1].start)
         return damage + found, lost
@@ -276,7 +278,9 @@ class Stream:
 
     def stored(self, staged: list[Staged]) -> None:
         """Remember frames that `sync` brought to stable storage."""
+        assert self._writer is not None
         self.next_seq = self._next_seq_then
+        self._stored_end = self._writer.synced_end
         for one in staged:
             self._remember(one.lane, one.before, one.after, one.frame_id, one.count, one.voids)
             self._count_bytes(one.lane.key.peer, one.frame_bytes + _OVERHEAD_BYTES)
@@ -318,7 +322,8 @@ class Stream:
     def _cover(self, *, sealed: bool) -> None:
         """Hand the runs to lanes.log; not synced."""
         assert self._writer is not None
-        end = self._writer.synced_end
+        # Not the synced end: while a batch is written, its frames are not in `runs` yet.
+        end = self._stored_end
         if self.runs or sealed or end != self._covered:
             cover = Cover(self._segment, end, self.next_seq, sealed)
             self._heads.cover(self.key, cover, self.bytes_by_peer, self.runs)
@@ -367,7 +372,7 @@ class Stream:
             base=self.next_seq,
         )
         self._segment = number
-        self._covered = FILE_HEADER_BYTES
+        self._covered = self._stored_end = FILE_HEADER_BYTES
         self.bytes_by_peer = {}
         self._blob_bytes = 0
 

@@ -37,35 +37,13 @@ from droprd.core import entry as entries
 from droprd.core.entry import FILE_HEADER_BYTES, Kind
 from droprd.core.match import NumberedVoid, Run, drop_oldest, join
 from droprd.errors import BadData
-from droprd.model import GENESIS, MIB, Head, LaneKey
+from droprd.model import MIB, Head, LaneKey
 from droprd.spool import log
 from droprd.spool.handle import Spool
+from droprd.spool.staged import Lane, StreamKey
 
 RUN_FRAMES_MAX = 4096
 CHECKPOINT_BYTES_MIN = 1 * MIB
-
-StreamKey = tuple[str, int]
-
-
-class Lane:
-    """One lane as the receiver knows it.
-
-    Attributes:
-        head: after all frames that were taken, on disk or not.
-        synced: after those that are on stable storage; the only one that is ever spoken of.
-        floor: the number from which on its frames are remembered without a gap.
-        newest: offset in lanes.log of the note with its newest run, 0 if none.
-    """
-
-    __slots__ = ("floor", "head", "index", "key", "newest", "synced")
-
-    def __init__(self, key: LaneKey, head: Head = GENESIS, floor: int = 0) -> None:
-        self.key = key
-        self.head = head
-        self.synced = head
-        self.floor = floor
-        self.index = -1
-        self.newest = 0
 
 
 @dataclass(slots=True)

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from droprd.core import chain, intake
 from droprd.core.frame import Buffer, Frame
 from droprd.core.push import LaneVerdict, Push, Refusal
 from droprd.model import GENESIS, MIB, RESERVED_CHANNEL_PREFIX, Head, LaneKey
-from droprd.spool.arrivals import Arrivals
-from droprd.spool.headlog import Lane
-from droprd.spool.staged import Part, Staged
+from droprd.spool.staged import Lane, Part, Staged
 
 TOO_LARGE = "over max_message_bytes"
 NOT_PERMITTED = "channel not permitted"
@@ -79,10 +78,18 @@ class PendingLane(Part):
     reason: str = ""
 
 
+class Blobs(Protocol):
+    """The bodies that arrived before their frames."""
+
+    def missing(self, peer: str, frame: Frame, /) -> int | None:
+        """None if the body of a blob frame is there, else how much of it is."""
+        ...
+
+
 class Judge:
     """Judges pushes by the lanes and blobs that are there."""
 
-    def __init__(self, lanes: Mapping[LaneKey, Lane], blobs: Arrivals) -> None:
+    def __init__(self, lanes: Mapping[LaneKey, Lane], blobs: Blobs) -> None:
         self._lanes = lanes
         self._blobs = blobs
 
@@ -121,7 +128,7 @@ class Judge:
     def wanted_blobs(
         self, peer: str, push: Push, parts: Sequence[memoryview], limits: Limits
     ) -> list[Frame]:
-        """The blob frames of a push that `Arrivals.missing` should look at, since comparing a
+        """The blob frames of a push that `Blobs.missing` should look at, since comparing a
         large file may take long. Raises: BadData."""
         mine = limits.peer(peer)
         return [

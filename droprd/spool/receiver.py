@@ -28,9 +28,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from droprd.core import match
 from droprd.core.ask import MatchAnswer, MatchRequest
@@ -39,58 +37,20 @@ from droprd.core.push import LaneAnswer, Push
 from droprd.model import GENESIS, NAME_PATTERN, Head, LaneKey
 from droprd.spool import log
 from droprd.spool.arrivals import Arrivals
+from droprd.spool.bells import Waiting
 from droprd.spool.channelog import Stream
 from droprd.spool.handle import Spool
-from droprd.spool.headlog import HeadLog, Lane, StreamKey
-from droprd.spool.judging import Judge, Limits, PendingLane
+from droprd.spool.headlog import HeadLog
+from droprd.spool.judging import Limits
 from droprd.spool.layout import segment_number
 from droprd.spool.room import Room
-from droprd.spool.staged import Staged
+from droprd.spool.staged import Lane, Staged, StreamKey
+from droprd.spool.staging import Batch, Pending, Staging, answers_of
+from droprd.spool.store import Damaged, Report
 
-REFUSED_RETRY_S = 30
 _PRIORITY = re.compile(r"[0-9]\Z")
 TURNED_AT_ONCE_MAX = 64
 """Each costs some syncs, and nobody is served meanwhile."""
-
-
-class Damaged(NamedTuple):
-    """What a start found damaged: it lies in corrupt/."""
-
-    path: str
-    start: int
-    end: int
-
-
-@dataclass(slots=True)
-class Pending:
-    """A push that was taken, and waits for its answer.
-
-    Attributes:
-        waits: it must not be answered before the next commit is finished.
-    """
-
-    lanes: list[PendingLane]
-    waits: bool = False
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one commit brings to stable storage."""
-
-    streams: list[tuple[Stream, list[Staged]]]
-    refused: list[Staged]
-    failed: set[Stream] = field(default_factory=set)
-
-    @property
-    def frame_bytes(self) -> int:
-        return sum(one.frame_bytes for _, staged in self.streams for one in staged)
-
-
-class Report(NamedTuple):
-    """What opening the store found."""
-
-    damage: list[Damaged]
-    lost_messages: int
 
 
 class ReceiverStore:
@@ -105,14 +65,12 @@ class ReceiverStore:
         self.received = 0
         self._heads = HeadLog(spool, limits.match_frames)
         self._streams: dict[StreamKey, Stream] = {}
-        self._staged: dict[Stream, list[Staged]] = {}
-        self._refused: list[Staged] = []
-        self._in_flight: Batch | None = None
         self._broken: BaseException | None = None
         self._room = Room(self.fs, self.layout)
+        self._waiting = Waiting(self.fs, self.layout)
         self.blobs = Arrivals(self.fs, self.layout)
         self.report = self._open()
-        self._judge = Judge(self._heads.memory.lanes, self.blobs)
+        self._staging = Staging(self._heads.memory.lanes, self.blobs)
         self.recount()
 
     def _open(self) -> Report:
@@ -166,81 +124,46 @@ class ReceiverStore:
     def push(self, peer: str, push: Push, parts: Sequence[memoryview]) -> Pending:
         """Judge a push and take what continues its lanes. Raises: BadData (nothing was taken)."""
         self._check_usable()
-        lanes = self._judge.judge(peer, push, parts, self.limits)
-        waits = False
-        for pending in lanes:
-            lane = pending.lane
-            if pending.staged:
-                assert lane is not None
-                lane.head = pending.staged[-1].after
-                self._heads.memory.lanes.setdefault(lane.key, lane)
-                if pending.outside:
-                    self._refused += pending.staged
-                else:
-                    stream = self._stream((lane.key.channel, lane.key.priority))
-                    self._staged.setdefault(stream, []).extend(pending.staged)
-            if lane is not None and lane.head != lane.synced:
-                waits = True
-        return Pending(lanes, waits)
+        return self._staging.push(peer, push, parts, self.limits)
 
     def wanted_blobs(self, peer: str, push: Push, parts: Sequence[memoryview]) -> list[Frame]:
         """The blob frames of a push, for `blobs.missing`, which may read large files, to be asked
         before `push` in a thread of its own. Raises: BadData."""
-        return self._judge.wanted_blobs(peer, push, parts, self.limits)
+        return self._staging.wanted_blobs(peer, push, parts, self.limits)
 
     def answer(self, pending: Pending) -> tuple[LaneAnswer, ...]:
         """The answers to a push, after the commit it waits for is finished."""
-        return tuple(self._answer(one) for one in pending.lanes)
-
-    def _answer(self, one: PendingLane) -> LaneAnswer:
-        synced = GENESIS if one.lane is None else one.lane.synced
-        if one.failed:
-            return LaneAnswer(
-                synced, "refused", reason="the disk is full", retry_after_s=REFUSED_RETRY_S
-            )
-        if one.verdict == "ok":
-            head = one.staged[-1].after if one.staged else one.expected
-            return LaneAnswer(head, "ok", refusals=one.refusals)
-        return LaneAnswer(
-            synced,
-            one.verdict,
-            one.need,
-            reason=one.reason,
-            retry_after_s=REFUSED_RETRY_S if one.verdict == "refused" else None,
-        )
+        return answers_of(pending)
 
     # -- commit ----------------------------------------------------------------------------------
 
     @property
     def has_staged(self) -> bool:
         """Whether frames wait for a commit."""
-        return bool(self._staged or self._refused)
+        return self._staging.has_staged
 
     def begin(self) -> Batch | None:
         """Take all that waits, to be written; None if nothing does."""
         self._check_usable()
-        if self._in_flight is not None:
-            raise RuntimeError("a commit is under way")
-        if not self.has_staged:
-            return None
-        self._in_flight = Batch(list(self._staged.items()), self._refused)
-        self._staged, self._refused = {}, []
-        return self._in_flight
+        batch = self._staging.begin()
+        for key in () if batch is None else batch.streams:
+            self._stream(key)
+        return batch
 
     def write(self, batch: Batch) -> None:
         """Bring a batch to stable storage. Raises OSError, LogBroken: the store is then broken."""
         try:
-            for stream, staged in batch.streams:
+            for key, staged in batch.streams.items():
+                stream = self._streams[key]
                 try:
                     stream.write(staged, self.limits.segment_bytes_max)
                 except OSError as error:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
                     stream.cut_back()
-                    batch.failed.add(stream)
-            for stream, _ in batch.streams:
-                if stream not in batch.failed:
-                    stream.sync()
+                    batch.failed.add(key)
+            for key, _ in batch.stored():
+                self._streams[key].sync()
             if batch.refused:
                 self._write_refused(batch.refused)
             if self._heads.wants_checkpoint:
@@ -276,21 +199,12 @@ class ReceiverStore:
     def finish(self, batch: Batch) -> frozenset[str]:
         """Let the heads go on. Returns the channels that got something."""
         self._check_usable()
-        channels = set()
-        for stream, staged in batch.streams:
-            if stream in batch.failed:
-                self._roll_back(stream, staged)
-                continue
-            stream.stored(staged)
-            channels.add(stream.key[0])
+        for key, staged in batch.stored():
+            self._streams[key].stored(staged)
             for one in staged:
-                one.lane.synced = one.after
                 self.received += one.count
                 self._room.grow(one.lane.key.peer, one.frame_bytes)
-        for one in batch.refused:
-            one.lane.synced = one.after
-        self._in_flight = None
-        return frozenset(channels)
+        return self._staging.finish(batch)
 
     def commit(self) -> frozenset[str]:
         """Bring all that waits to stable storage. Returns the channels that got something."""
@@ -300,19 +214,9 @@ class ReceiverStore:
         self.write(batch)
         return self.finish(batch)
 
-    def _roll_back(self, stream: Stream, staged: list[Staged]) -> None:
-        """Frames that found no room, and those taken behind them since, were never here."""
-        lanes = {one.lane for one in staged}
-        later = self._staged.pop(stream, [])
-        for one in staged + [one for one in later if one.lane in lanes]:
-            one.part.failed = True
-        for lane in lanes:
-            lane.head = lane.synced
-            if lane.synced == GENESIS:
-                del self._heads.memory.lanes[lane.key]
-        rest = [one for one in later if one.lane not in lanes]
-        if rest:
-            self._staged[stream] = rest
+    def ring(self, channels: Iterable[str]) -> None:
+        """Wake the consumers of these channels."""
+        self._waiting.ring(channels)
 
     def _check_usable(self) -> None:
         if self._broken is not None:
@@ -325,6 +229,7 @@ class ReceiverStore:
             stream.close()
         self._heads.sync("heads.close")
         self._heads.close()
+        self._waiting.close()
 
     # -- match -----------------------------------------------------------------------------------
 

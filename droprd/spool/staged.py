@@ -1,6 +1,6 @@
-"""A frame between the verdict on it and stable storage.
+"""A lane as the receiver knows it, and a frame between the verdict on it and stable storage.
 
-Values only. Made by `droprd.spool.judging`, written by `droprd.spool.channelog`.
+Values only. Frames are staged by `droprd.spool.judging` and written by the store of the inbox.
 """
 
 from __future__ import annotations
@@ -8,8 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from droprd.core.frame import Buffer
-from droprd.model import Head
-from droprd.spool.headlog import Lane
+from droprd.model import GENESIS, Head, LaneKey
+
+StreamKey = tuple[str, int]
+"""A channel and a priority."""
+
+
+class Lane:
+    """One lane as the receiver knows it.
+
+    Attributes:
+        head: after all frames that were taken, on disk or not.
+        synced: after those that are on stable storage; the only one that is ever spoken of.
+        floor: the number from which on its frames are remembered without a gap.
+        index, newest: for `droprd.spool.headlog`: its number in lanes.log, and the offset of the
+            note with its newest run, 0 if none.
+    """
+
+    __slots__ = ("floor", "head", "index", "key", "newest", "synced")
+
+    def __init__(self, key: LaneKey, head: Head = GENESIS, floor: int = 0) -> None:
+        self.key = key
+        self.head = head
+        self.synced = head
+        self.floor = floor
+        self.index = -1
+        self.newest = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 `MemoryInbox` is an inbox for tests of applications: `deliver` puts messages in, and
 `droprd.Inbox(store=memory.open)` consumes them, in as many consumers (and threads) as you like,
-within one process.
+within one process. `open_writer` gives its other side, into which a receiver pushes.
 
 `Backend` is what `droprd.testing.inboxsuite` needs of a store to try the rules of consuming on it.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import select
-import tempfile
 import threading
 import time
 from bisect import bisect_right
@@ -23,12 +22,19 @@ from zlib import crc32
 from droprd.core import frame as frames
 from droprd.core.claimops import Op
 from droprd.core.claims import Claims
-from droprd.core.entry import pack_note
-from droprd.core.leasing import Stored, read_stored
+from droprd.core.leasing import Stored
 from droprd.errors import SpoolBusy
 from droprd.model import PRIORITY_DEFAULT, Clock, Lane, message_ids
 from droprd.spool.clock import SystemClock
+from droprd.spool.fsops import Fs
+from droprd.spool.handle import Spool
 from droprd.spool.inbox import InboxStore
+from droprd.spool.judging import Limits
+from droprd.spool.staged import StreamKey
+from droprd.testing.memorywriter import MemoryWriter
+from droprd.testing.shelves import Ear, Shelf, Shelves
+
+READ_AT_ONCE = 256
 
 
 class Arrival:
@@ -97,24 +103,10 @@ class Arrival:
             self.ids[index] = own
 
 
-class _Shelf:
-    """All of one channel and priority, shared by the consumers of a `MemoryInbox`."""
-
-    def __init__(self, boot_id: bytes) -> None:
-        self.claims = Claims(boot_id)
-        self.stored: list[Stored] = []
-        self.firsts: list[int] = []
-        self.lock = threading.Lock()
-
-    @property
-    def end(self) -> int:
-        return self.stored[-1].end if self.stored else 0
-
-
 class MemoryStream:
     """A `Stream` in memory."""
 
-    def __init__(self, shelf: _Shelf, channel: str, priority: int) -> None:
+    def __init__(self, shelf: Shelf, channel: str, priority: int) -> None:
         self._shelf = shelf
         self.channel = channel
         self.priority = priority
@@ -140,7 +132,7 @@ class MemoryStream:
         return False
 
     def begin(self) -> int:
-        return 0
+        return self._shelf.begin()
 
     def end(self) -> int:
         return self._shelf.end
@@ -150,140 +142,113 @@ class MemoryStream:
 
     def read(self, seq: int) -> Iterator[Stored]:
         shelf = self._shelf
-        at = max(0, bisect_right(shelf.firsts, seq) - 1)
-        while at < len(shelf.stored):
-            if shelf.stored[at].end > seq:
-                yield shelf.stored[at]
-            at += 1
+        while True:
+            with shelf.mutex:  # what is settled may be dropped between two looks
+                at = max(0, bisect_right(shelf.firsts, seq) - 1)
+                piece = [one for one in shelf.stored[at : at + READ_AT_ONCE] if one.end > seq]
+            if not piece:
+                return
+            yield from piece
+            seq = piece[-1].end
 
 
 class MemoryInbox:
-    """An inbox in memory. `open` makes a consumer's store, to be given to `droprd.Inbox`."""
+    """An inbox in memory, with both its sides.
+
+    `open` makes a consumer's store, to be given to `droprd.Inbox`; `deliver` puts messages in. A
+    receiver's side is made by `open_writer`; with `open_consumer` that makes this object what an
+    entry point of `droprd.inboxes` may lead to.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._shelves: dict[tuple[str, int], _Shelf] = {}
-        self._consumers: dict[bytes, MemoryConsumer] = {}
-        self._mutex = threading.Lock()
-        self._blobs: tempfile.TemporaryDirectory[str] | None = None
+        self._shelves = Shelves(self._clock)
 
     def open(self) -> MemoryConsumer:
         """A new consumer."""
-        consumer = MemoryConsumer(self)
-        with self._mutex:
-            self._consumers[consumer.consumer] = consumer
-        return consumer
+        return MemoryConsumer(self._shelves)
+
+    def open_consumer(
+        self, fs: Fs, clock: Clock, urandom: Callable[[int], bytes], spool: str, /
+    ) -> MemoryConsumer:
+        """A new consumer, whatever the spool."""
+        return self.open()
+
+    def open_writer(self, spool: Spool, limits: Limits, /) -> MemoryWriter:
+        """The one writer, whatever the spool."""
+        return MemoryWriter(self._shelves, limits)
 
     def deliver(self, bodies: Sequence[bytes], **about: Any) -> list[str]:
         """Put messages in, as one frame; keywords as of `Arrival`. Returns their ids."""
         channel = about.setdefault("channel", "sites")
         priority = about.setdefault("priority", PRIORITY_DEFAULT)
-        with self._mutex:
-            shelf = self._shelves.setdefault((channel, priority), _Shelf(self._clock.boot_id()))
-            arrival = Arrival(self._clock, bodies, seq=shelf.end, **about)
-            stored = read_stored(pack_note(arrival.note), memoryview(arrival.frame), (0, 0, 0))
-            if arrival.blob is not None:
-                Path(self.blob_path(arrival.frame_id)).write_bytes(arrival.blob)
-            shelf.firsts.append(stored.first)
-            shelf.stored.append(stored)
-        self.ring([channel])
+        arrival = Arrival(self._clock, bodies, seq=0, **about)
+        if arrival.blob is not None:
+            path = self._shelves.layout.inbox_blob(arrival.note["p"], arrival.frame_id)
+            Path(path).write_bytes(arrival.blob)
+        self._shelves.shelf((channel, priority)).put(arrival.note, arrival.frame)
+        self._shelves.ring([channel])
         return arrival.ids
-
-    def ring(self, channels: Collection[str] | None, own: bytes = b"") -> None:
-        """Wake the consumers of these channels, or all."""
-        with self._mutex:
-            for consumer in self._consumers.values():
-                if consumer.consumer != own and (
-                    channels is None or not consumer.heard.isdisjoint(channels)
-                ):
-                    os.eventfd_write(consumer.fd, 1)
-
-    def leave(self, consumer: bytes) -> None:
-        """A consumer is gone; those who wait for its leases look again."""
-        with self._mutex:
-            gone = self._consumers.pop(consumer, None)
-            if gone is not None:
-                os.close(gone.fd)
-        self.ring(None)
-
-    def alive(self, consumer: bytes) -> bool:
-        """Whether that consumer is there."""
-        return consumer in self._consumers
-
-    def shelves(self, channel: str) -> list[tuple[int, _Shelf]]:
-        """The priorities of a channel, most urgent first."""
-        with self._mutex:
-            return sorted(
-                ((p, shelf) for (c, p), shelf in self._shelves.items() if c == channel),
-                key=lambda one: one[0],
-            )
-
-    def channels(self) -> list[str]:
-        """The channels that have got something."""
-        with self._mutex:
-            return sorted({channel for channel, _ in self._shelves})
-
-    def blob_path(self, frame_id: bytes) -> str:
-        """The file of a large body."""
-        if self._blobs is None:
-            self._blobs = tempfile.TemporaryDirectory(prefix="droprd-memory-inbox-")
-        return f"{self._blobs.name}/{frame_id.hex()}"
 
 
 class MemoryConsumer:
     """The `InboxStore` in memory."""
 
-    def __init__(self, shared: MemoryInbox) -> None:
-        self.consumer = os.urandom(16)
-        self.heard: set[str] = set()
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._shared = shared
-        self._streams: dict[tuple[str, int], MemoryStream] = {}
+    def __init__(self, shelves: Shelves) -> None:
+        self._shelves = shelves
+        self._ear = Ear()
+        self._streams: dict[StreamKey, MemoryStream] = {}
+        shelves.join(self._ear)
+
+    @property
+    def consumer(self) -> bytes:
+        return self._ear.consumer
 
     def hear(self, channels: Collection[str]) -> None:
-        self.heard.update(channels)
+        self._ear.heard.update(channels)
 
     def streams(self, channel: str, *, again: bool) -> list[MemoryStream]:
         return [
-            self._streams.setdefault((channel, p), MemoryStream(shelf, channel, p))
-            for p, shelf in self._shared.shelves(channel)
+            self._streams.setdefault(key, MemoryStream(shelf, *key))
+            for key, shelf in self._shelves.all()
+            if key[0] == channel
         ]
 
     def channels(self) -> list[str]:
-        return self._shared.channels()
+        return sorted({channel for (channel, _), _ in self._shelves.all()})
 
     def alive(self, consumer: bytes) -> bool:
-        return self._shared.alive(consumer)
+        return self._shelves.alive(consumer)
 
     def ring(self, channels: Collection[str]) -> None:
-        self._shared.ring(channels, self.consumer)
+        self._shelves.ring(channels, self.consumer)
 
     def fileno(self) -> int:
-        return self.fd
+        return self._ear.fd
 
     def drain(self) -> bool:
         try:
-            os.eventfd_read(self.fd)
+            os.eventfd_read(self._ear.fd)
         except BlockingIOError:
             return False
         return True
 
     def wait(self, timeout_s: float, watch: Collection[bytes], wakeup_fd: int) -> None:
         poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
+        poll.register(self._ear.fd, select.POLLIN)
         poll.register(wakeup_fd, select.POLLIN)
-        if all(map(self._shared.alive, watch)):
+        if all(map(self._shelves.alive, watch)):
             poll.poll(max(1, int(timeout_s * 1000 + 0.999)))
 
     def blob_path(self, sender: str, frame_id: bytes) -> str:
-        return self._shared.blob_path(frame_id)
+        return self._shelves.layout.inbox_blob(sender, frame_id)
 
     def close(self) -> None:
-        self._shared.leave(self.consumer)
+        self._shelves.leave(self.consumer)
 
     def close_in_child(self) -> None:
         """Vanish as a killed process does."""
-        self._shared.leave(self.consumer)
+        self._shelves.leave(self.consumer)
 
 
 class Backend(Protocol):

@@ -20,8 +20,9 @@ from droprd.spool import judging, merging
 from droprd.spool.journalfile import JournalFile
 from droprd.spool.log import LogWriter
 from droprd.spool.merging import Merger
-from droprd.spool.receiver import Pending, ReceiverStore
+from droprd.spool.receiver import ReceiverStore
 from droprd.spool.settling import Settler
+from droprd.spool.staging import Pending
 
 SYNC = "sync:"
 

@@ -24,9 +24,10 @@ from droprd.spool.channelreader import ChannelReader
 from droprd.spool.inbox import FilesStream, channel_names, stream_priorities
 from droprd.spool.judging import Limits
 from droprd.spool.layout import Layout
-from droprd.spool.receiver import Pending, ReceiverStore
+from droprd.spool.receiver import ReceiverStore
 from droprd.spool.retention import DeadLetters, Retention
 from droprd.spool.seals import SealReader
+from droprd.spool.staging import Pending
 from droprd.spool.tending import StreamTender
 from droprd.testing.simnet import Network, Piece, Reply, Request
 from droprd.testing.simproducer import ROOT, blob_serial, open_spool, serial_of
@@ -170,6 +171,7 @@ class Consumer:
         self._store = SimInbox(machine, self.fs, alive)
         self._taker = Taker(self, self._store, lambda channel: POLICY, machine.clock.boot_ns())
         self.messages: list[Message] = []
+        self._serials: dict[Message, int] = {}
         self.acked: set[int] = set()
         self.fault: SpoolCorrupt | None = None
 
@@ -183,11 +185,14 @@ class Consumer:
         self._taker.take(channels, look)
         self.fault = look.fault
         self.messages += look.messages
+        for message in look.messages:
+            # While it is leased; later it may be settled by another, and its body be gone.
+            self._serials[message] = serial_in(self.fs, message._stored, message._index)
         return look.messages
 
     def serial(self, message: Message) -> int:
         """Which message this is."""
-        return serial_in(self.fs, message._stored, message._index)
+        return self._serials[message]
 
     def settle(self, messages: Sequence[Message]) -> None:
         """Ack what is still leased; `acked` are the serials not synced yet."""

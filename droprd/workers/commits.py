@@ -11,13 +11,14 @@ A commit that fails ends everything: who waits gets the error, `failed` tells th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from droprd.errors import DroprdError
 from droprd.model import KIB
-from droprd.spool.receiver import Batch, ReceiverStore
+from droprd.spool.staging import Batch
+from droprd.spool.store import InboxWriter
 
 INLINE_BYTES_MAX = 256 * KIB
 INLINE_SYNC_S_MAX = 0.002
@@ -26,11 +27,10 @@ INLINE_SYNC_S_MAX = 0.002
 class Commits:
     """One commit after another, each for all that waited; and jobs between them."""
 
-    def __init__(self, store: ReceiverStore, ring: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, store: InboxWriter) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.begun_at: float | None = None
         self._store = store
-        self._ring = ring
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(1, "droprd-commit")
         self._waiters: list[asyncio.Future[None]] = []
@@ -120,7 +120,7 @@ class Commits:
         self.begun_at = None
 
     def _finish(self, batch: Batch) -> None:
-        self._ring(self._store.finish(batch))
+        self._store.ring(self._store.finish(batch))
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed.done():

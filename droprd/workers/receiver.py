@@ -23,20 +23,21 @@ from typing import Any
 from droprd import logs
 from droprd.core import ask, rpc
 from droprd.core import push as pushes
-from droprd.errors import ConfigError, DroprdError
+from droprd.errors import DroprdError
 from droprd.model import MIB
 from droprd.net.credentials import TOKEN_PATTERN, Tokens
 from droprd.net.intake import Limits as NetLimits
 from droprd.net.listen import Listener
 from droprd.net.service import Answer, BlobPiece, Reader, Refused, RequestKind
 from droprd.settings.values import Settings
-from droprd.spool import bells
-from droprd.spool.arrivals import Arrival, PieceRefused
+from droprd.spool.arrivals import PieceRefused
 from droprd.spool.handle import Spool
 from droprd.spool.hearsay import Hearsay
 from droprd.spool.judging import Limits, PeerLimits
 from droprd.spool.layout import Layout
-from droprd.spool.receiver import Pending, ReceiverStore
+from droprd.spool.plugins import FILES, inbox_plugin
+from droprd.spool.receiver import ReceiverStore
+from droprd.spool.store import BlobArrival, InboxWriter
 from droprd.workers import worker
 from droprd.workers.commits import Commits
 from droprd.workers.worker import Context
@@ -67,6 +68,16 @@ def limits_of(settings: Settings) -> Limits:
             for name, peer in settings.peers.items()
         },
     )
+
+
+def open_writer(name: str, spool: Spool, limits: Limits) -> InboxWriter:
+    """The receiver's side of the inbox that `[inbox] store` names.
+
+    Raises: ConfigError if that store is not installed; OSError, DroprdError if it cannot be opened.
+    """
+    if name == FILES:
+        return ReceiverStore(spool, limits)
+    return inbox_plugin(name).open_writer(spool, limits)
 
 
 def read_tokens(settings: Settings) -> dict[str, str]:
@@ -102,10 +113,10 @@ class Receiver:
         self._node = context.settings.node.name
         self._spool_id = bytes(context.facts["spool_id"])
         spool = Spool(context.fs, context.clock, context.urandom, layout, self._spool_id)
-        self.store = ReceiverStore(spool, limits_of(context.settings))
+        name = context.settings.inbox.store
+        self.store = open_writer(name, spool, limits_of(context.settings))
         self._hearsay = Hearsay(layout, self._loop.time)
-        self._waiting = bells.Waiting(context.fs, layout)
-        self.commits = Commits(self.store, self._waiting.ring)
+        self.commits = Commits(self.store)
         self.tokens = Tokens(read_tokens(context.settings))
         self.listener: Listener | None = None
         self._fixed = _fixed(context.settings)
@@ -166,7 +177,7 @@ class Receiver:
             # Comparing reads all of it; `push` then finds it done.
             async with self._comparing:
                 await self._in_thread(self.store.blobs.missing, peer, frame)
-        pending: Pending = self.store.push(peer, request, parts)
+        pending = self.store.push(peer, request, parts)
         if pending.waits:
             alone = self.listener is not None and self.listener.intake.in_flight <= 1
             await self.commits.committed(alone=alone)
@@ -204,7 +215,7 @@ class Receiver:
         self._context.beat()
         return Answer(body=ask.encode_blob_answer(have))
 
-    async def _take(self, arrival: Arrival, reader: Reader) -> None:
+    async def _take(self, arrival: BlobArrival, reader: Reader) -> None:
         held: list[bytes] = []
         size = 0
         try:
@@ -254,7 +265,7 @@ class Receiver:
 
     def _recount(self) -> None:
         # What is full wants everything deleted that can be.
-        self.store.make_room(1 if self._full else self.store.limits.segment_bytes_max)
+        self.store.make_room(1 if self._full else self._context.settings.inbox.segment_bytes_max)
         self.store.recount()
 
     def gauges(self) -> dict[str, Any]:
@@ -275,7 +286,6 @@ class Receiver:
         self._blob_threads.shutdown()
         if not self.commits.failed.done():
             self.store.close()
-        self._waiting.close()
         self._hearsay.close()
 
 
@@ -295,13 +305,6 @@ async def serve(context: Context) -> None:
     """The receiver's life."""
     _raise_descriptor_limit()
     settings = context.settings
-    if settings.inbox.store != "files":
-        raise ConfigError(
-            f"the inbox store {settings.inbox.store!r} has no receiving side",
-            why="only files can be received into",
-            hint="set [inbox] store to files",
-            code="store_missing",
-        )
     receiver = Receiver(context)
     context.on("reload", receiver.reload)
     limits = NetLimits(

@@ -40,12 +40,9 @@ def test_a_store_of_another_package_is_found_by_its_entry_point(
     package = tmp_path / "site" / "otherstore-1.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: otherstore\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[droprd.inboxes]\nother = otherstore:opened\n")
+    (package / "entry_points.txt").write_text("[droprd.inboxes]\nother = otherstore:memory\n")
     (tmp_path / "site" / "otherstore.py").write_text(
-        "from droprd.testing.inboxes import MemoryInbox\n"
-        "memory = MemoryInbox()\n"
-        "def opened(fs, clock, urandom, spool):\n"
-        "    return memory.open()\n"
+        "from droprd.testing.inboxes import MemoryInbox\nmemory = MemoryInbox()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     config.write_text(config.read_text() + '[inbox]\nstore = "other"\n')
