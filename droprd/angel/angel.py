@@ -232,7 +232,8 @@ class Angel:
         heard = [w.heard_at for w in self.workers.values() if w.state is State.RUNNING]
         age_s = max((now - at for at in heard), default=0.0)
         wall_ns = self.clock.wall_ns()
-        return status_document(
+        janitor = self.gauges_of("janitor")
+        document = status_document(
             node=self.settings.node.name,
             version=self.version,
             state=self.state,
@@ -247,10 +248,13 @@ class Angel:
             listen=self.addresses,
             problems=self._problems,
         )
+        if isinstance(janitor.get("full_in_s"), (int, float)):
+            document["spool"]["full_in_s"] = janitor["full_in_s"]
+        return document
 
     def health(self) -> Health:
         """The judgement of `status`."""
-        return judge(self.status())
+        return judge(self.status(), self.settings.health)
 
     # -- what operators ask for ------------------------------------------------------------------
 
@@ -339,8 +343,8 @@ class Angel:
         status = self.status()
         queued = sum(peer["queued"] for peer in status["peers"].values())
         peers = len(status["peers"])
-        health = judge(status).summary()
-        self._notifier.status(f"{self.state}: {peers} peers, {queued} queued; {health}")
+        health = judge(status, self.settings.health)
+        self._notifier.status(f"{self.state}: {peers} peers, {queued} queued; {health.summary()}")
 
     def _public_values(self) -> dict[str, Any]:
         sender, receiver = (self.gauges_of(name) for name in ("sender", "receiver"))

@@ -25,6 +25,7 @@ from droprd.angel.configuration import child_environment, python_command
 from droprd.angel.loop import Loop, Timer
 from droprd.angel.stream import Stream
 from droprd.core import restart, rpc
+from droprd.core.counted import Counted
 from droprd.core.restart import Action, Event, State
 from droprd.model import MIB
 from droprd.settings.values import DaemonSettings
@@ -71,7 +72,8 @@ class Worker:
     state: as in the restart table. wanted: whether it shall run.
     generation: counts its starts. pid: of its process, None without one.
     failures: failures in a row. restarts: starts but the first.
-    gauges: what it told last; they outlive its process. heard_at: when it spoke last (monotonic).
+    gauges: what it told last; they outlive its process, and what it counts goes on.
+    heard_at: when it spoke last (monotonic).
     stuck: it was killed and did not go.
     """
 
@@ -84,6 +86,7 @@ class Worker:
         self.failures = 0
         self.pid: int | None = None
         self.gauges: dict[str, Any] = {}
+        self._counted = Counted()
         self.heard_at = 0.0
         self.stuck = False
         self._loop = loop
@@ -118,6 +121,12 @@ class Worker:
             about["next_start_s"] = round(max(0.0, self._timer.at - self._loop.now()), 3)
         if self.stuck:
             about["stuck"] = True
+        if self.state in (State.STARTING, State.RUNNING):
+            silent_s = self._loop.now() - self._beat_at
+            hang_s = self._boss.daemon_settings.hang_timeout_s
+            if silent_s >= hang_s / 2:
+                about["silent_s"] = round(silent_s, 1)
+                about["killed_in_s"] = round(max(0.0, hang_s - silent_s), 1)
         return about
 
     # -- what is wanted --------------------------------------------------------------------------
@@ -359,7 +368,7 @@ class Worker:
             case "gauges":
                 told = message.params.get("gauges")
                 if isinstance(told, dict):
-                    self.gauges = told
+                    self.gauges = self._counted.told(self.generation, told)
                     self._boss.changed(self)
 
     def _answer(self, response: rpc.Response) -> None:

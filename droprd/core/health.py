@@ -2,10 +2,12 @@
 
 `judge` reads a status document (core/status.py) and gives a verdict with its reasons. It looks at
 progress — the age of the oldest message that waits, the time since a peer last took a byte — and
-at what an operator has to know: workers that are not running, dead letters, a full disk. That
-processes run proves nothing and is never a reason for `ok`.
+at what an operator has to know: workers that do not run or do nothing, dead letters, a disk that
+fills up. That processes run proves nothing and is never a reason for `ok`.
 
-What an operator asked for (pause, drain) is no fault; the messages behind it are not counted.
+What an operator asked for (pause, drain) is no fault; the messages behind it are not counted. Only
+of paused receiving there is a warning, because it holds up other nodes, whose operators may not
+know.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from droprd.core.status import duration
+from droprd.core.thresholds import Thresholds
 from droprd.model import MIB
 
 Map = Mapping[str, Any]
@@ -31,21 +34,6 @@ class Level(enum.StrEnum):
     @property
     def rank(self) -> int:
         return ("ok", "warning", "critical").index(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From which value on something is worth a warning, or critical. Seconds, bytes, counts."""
-
-    oldest_age_warning_s: float = 15 * 60
-    oldest_age_critical_s: float = 4 * 3600
-    silence_warning_s: float = 15 * 60
-    silence_critical_s: float = 4 * 3600
-    merge_age_warning_s: float = 30
-    merge_age_critical_s: float = 300
-    free_bytes_warning: int = 512 * MIB
-    free_bytes_critical: int = 64 * MIB
-    dead_letters_warning: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +86,9 @@ def judge(status: Map, thresholds: Thresholds = DEFAULTS) -> Health:
     """The health of the node that `status` describes."""
     reasons = [
         *_daemon(status),
-        *_workers(status),
+        *_workers(status, thresholds),
         *_peers(status, thresholds),
+        *_channels(status, thresholds),
         *_merging(status, thresholds),
         *_room(status, thresholds),
         *_losses(status, thresholds),
@@ -117,43 +106,71 @@ def _daemon(status: Map) -> list[Reason]:
     return [Reason(level, f"daemon_{state}", "daemon", f"the daemon is {state}", command)]
 
 
-def _workers(status: Map) -> list[Reason]:
+def _workers(status: Map, limits: Thresholds) -> list[Reason]:
     result = []
     if status.get("state") in ("stopping", "stopped"):
         return []
     for name, about in status.get("workers", {}).items():
-        state = about.get("state")
-        if about.get("stuck"):
-            level, text = Level.CRITICAL, f"the {name} is stuck in the kernel (pid {about['pid']})"
-            code = "worker_stuck"
-        elif state == "fatal":
-            level, text = Level.CRITICAL, f"the {name} cannot use the configuration"
-            code = "worker_fatal"
-        elif state == "backoff":
-            level = Level.CRITICAL if about.get("failures", 0) >= 5 else Level.WARNING
-            text = f"the {name} died {about.get('failures', 0)} times and waits for its next start"
-            code = "worker_backoff"
-        elif state in ("stopped", "stopping") and status.get("state") == "running":
-            level, text, code = Level.WARNING, f"the {name} is {state}", "worker_away"
-        else:
-            continue
-        command = "droprctl config check" if state == "fatal" else "droprctl status"
-        result.append(Reason(level, code, name, text, command))
+        found = _worker(name, about, status.get("state") == "running", limits)
+        if found is not None:
+            result.append(found)
     return result
 
 
-def _graded(value: Any, warning: float, critical: float) -> Level:
-    if not isinstance(value, (int, float)) or value < warning:
+def _worker(name: str, about: Map, shall_run: bool, limits: Thresholds) -> Reason | None:
+    state = about.get("state")
+    failures = about.get("failures", 0)
+    often = bool(limits.failures_critical) and failures >= limits.failures_critical
+    level = Level.CRITICAL if often else Level.WARNING
+    see = "droprctl status"
+    times = "once" if failures == 1 else f"{failures} times in a row"
+    if about.get("stuck"):
+        text = f"the {name} is stuck in the kernel (pid {about.get('pid')})"
+        return Reason(Level.CRITICAL, "worker_stuck", name, text, see)
+    if about.get("silent_s"):
+        # It is killed and replaced at hang_timeout_s; at two thirds of that it is no hiccup.
+        silent_s, killed_in_s = about["silent_s"], about.get("killed_in_s", 0)
+        level = Level.CRITICAL if silent_s >= 2 * killed_in_s else Level.WARNING
+        text = f"the {name} hangs: no progress for {duration(silent_s)}"
+        return Reason(level, "worker_hung", name, text, see)
+    if state == "fatal":
+        text = f"the {name} cannot use the configuration"
+        return Reason(Level.CRITICAL, "worker_fatal", name, text, "droprctl config check")
+    if state == "backoff":
+        text = f"the {name} failed {times} and waits for its next start"
+        return Reason(level, "worker_backoff", name, text, see)
+    if state in ("stopped", "stopping") and shall_run:
+        return Reason(Level.WARNING, "worker_away", name, f"the {name} is {state}", see)
+    if failures:
+        text = f"the {name} failed {times} and has not yet run for a minute since"
+        return Reason(level, "worker_restarting", name, text, see)
+    return None
+
+
+def _graded(value: Any, warning: float, critical: float, *, less: bool = False) -> Level:
+    """The level of a value that is worse the more (or the `less`) it is; a limit of 0 is none."""
+    if not isinstance(value, (int, float)):
         return Level.OK
-    return Level.CRITICAL if value >= critical else Level.WARNING
+    for limit, level in ((critical, Level.CRITICAL), (warning, Level.WARNING)):
+        if limit and (value <= limit if less else value >= limit):
+            return level
+    return Level.OK
 
 
 def _peers(status: Map, limits: Thresholds) -> list[Reason]:
     result = []
     for name, about in status.get("peers", {}).items():
-        if about.get("state") in ("paused", "draining") or not about.get("queued"):
+        if about.get("state") in ("paused", "draining"):
             continue
         why = f"droprctl why {name}"
+        if not about.get("queued"):
+            # Nothing is late yet; but the next message will be.
+            since_s = about.get("since_s")
+            level = _graded(since_s, limits.silence_warning_s, 0)
+            if about.get("state") in ("throttled", "probing") and level is not Level.OK:
+                text = f"{name} has not been reached for {duration(since_s or 0)}"
+                result.append(Reason(level, "peer_unreached", name, text, why))
+            continue
         age = about.get("oldest_age_s")
         level = _graded(age, limits.oldest_age_warning_s, limits.oldest_age_critical_s)
         if level is not Level.OK:
@@ -170,6 +187,22 @@ def _peers(status: Map, limits: Thresholds) -> list[Reason]:
         if about.get("state") == "unconfigured":
             text = f"{about['queued']} messages wait for {name}, which is not configured"
             result.append(Reason(Level.WARNING, "peer_unconfigured", name, text, why))
+    return result
+
+
+def _channels(status: Map, limits: Thresholds) -> list[Reason]:
+    result = []
+    for name, about in status.get("channels", {}).items():
+        age_s = about.get("oldest_age_s")
+        level = _graded(age_s, limits.inbox_age_warning_s, limits.inbox_age_critical_s)
+        if level is not Level.OK:
+            text = f"the oldest message of channel {name} waits for {duration(age_s)} to be taken"
+            result.append(Reason(level, "inbox_age", name, text, "droprctl status"))
+    paused = [one for one in status.get("paused", {}).values() if one.get("receiving")]
+    if paused:
+        reason = f" ({paused[0]['reason']})" if paused[0].get("reason") else ""
+        text = f"receiving was paused by {paused[0].get('who') or 'somebody'}{reason}"
+        result.append(Reason(Level.WARNING, "receiver_paused", "receiver", text, "droprctl resume"))
     return result
 
 
@@ -192,12 +225,18 @@ def _room(status: Map, limits: Thresholds) -> list[Reason]:
     if status.get("receiver", {}).get("full"):
         text = "the inbox is full: peers are told to wait"
         result.append(Reason(Level.CRITICAL, "inbox_full", "inbox", text, "droprctl status"))
-    free = status.get("spool", {}).get("free_bytes")
+    spool = status.get("spool", {})
     # 0 is also what is shown before the janitor has looked.
-    if free and free < limits.free_bytes_warning:
-        level = Level.CRITICAL if free < limits.free_bytes_critical else Level.WARNING
+    free = spool.get("free_bytes") or None
+    level = _graded(free, limits.free_bytes_warning, limits.free_bytes_critical, less=True)
+    if free and level is not Level.OK:
         text = f"{free // MIB} MiB are free on the disk of the spool"
         result.append(Reason(level, "disk_space", "spool", text, "df -h"))
+    full_in_s = spool.get("full_in_s")
+    level = _graded(full_in_s, limits.full_in_warning_s, limits.full_in_critical_s, less=True)
+    if level is not Level.OK:
+        text = f"at the present rate the disk of the spool is full in {duration(full_in_s)}"
+        result.append(Reason(level, "disk_fills", "spool", text, "df -h"))
     return result
 
 
@@ -210,9 +249,10 @@ def _losses(status: Map, limits: Thresholds) -> list[Reason]:
         text = f"{status['lost']} messages of the inbox were lost with damaged bytes"
         result.append(Reason(Level.CRITICAL, "lost", "inbox", text, "droprctl fsck"))
     dead = status.get("dead_letters", 0)
-    if dead >= limits.dead_letters_warning:
-        text = f"{dead} dead letters"
-        result.append(Reason(Level.WARNING, "dead_letters", "node", text, "droprctl list --dead"))
+    level = _graded(dead, limits.dead_letters_warning, limits.dead_letters_critical)
+    if level is not Level.OK:
+        text = f"{dead} dead letters" if dead != 1 else "a dead letter"
+        result.append(Reason(level, "dead_letters", "node", text, "droprctl list --dead"))
     result.extend(
         Reason(Level.WARNING, "problem", "node", text, "droprctl status")
         for text in status.get("problems", ())

@@ -34,11 +34,13 @@ class Stored:
     """One frame of an inbox, or a hole where one was (`frame` None: its bytes are unreadable).
 
     `place` is (segment number, offset, end offset), for whoever sets damaged bytes aside. A hole
-    without a place is a gap: seqs that were never given to a message.
+    without a place is a gap: seqs that were never given to a message. `arrived_wall_ns` is 0 where
+    it is not known.
     """
 
     __slots__ = (
         "_unfit",
+        "arrived_wall_ns",
         "bodies",
         "due",
         "end",
@@ -56,6 +58,7 @@ class Stored:
         self.place = place
         self.frame: Frame | None = None
         self.sender = ""
+        self.arrived_wall_ns = 0
         self.due: Due | None = None
         self.expires: Due | None = None
         self.voids: dict[int, str] = {}
@@ -100,6 +103,7 @@ def read_stored(note: Buffer, frame: memoryview, place: tuple[int, int, int]) ->
         stored = Stored(first, first + parsed.count, place)
         stored.frame = parsed
         stored.sender = str(beside["p"])
+        stored.arrived_wall_ns = int(beside.get("w", 0))
         stored.voids = voids
         info = parsed.info
         if info.ttl_ms or info.delay_ms:

@@ -1,4 +1,4 @@
-"""Where a node may listen and where a peer may be reached.
+"""Where a node and its monitor may listen and where a peer may be reached.
 
 The rules for the configuration and for `droprctl`: plain HTTP leaves this machine only where it is
 asked for. Raises ValueError whose text says what is wrong and what to write instead.
@@ -82,5 +82,20 @@ def check_listen(text: str, *, allow_plain_http: bool) -> str:
             f"plain http on {host} would show tokens and messages to the network; listen "
             "on loopback behind a TLS proxy, or set receiver.allow_plain_http = true "
             "(init --allow-plain-http)"
+        )
+    return text
+
+
+def check_monitor(text: str) -> str:
+    """Return `text` if health may be served there, "" being nowhere. Raises ValueError."""
+    if not text:
+        return text
+    if text.startswith("unix:"):
+        return check_listen(text, allow_plain_http=False)
+    host, _ = split_address(text)
+    if not is_loopback(host):
+        raise ValueError(
+            f"health on {host} would tell the network everything about this node; listen on "
+            "loopback, or on unix:/PATH, with a proxy in front where others must reach it"
         )
     return text

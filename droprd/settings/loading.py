@@ -311,10 +311,12 @@ def _to_settings(config_file: str, found: schema.Configuration) -> Settings:
         )
         for name, peer in settings.peers.items()
     }
-    listen = tuple(
-        "unix:" + os.path.join(base, text.removeprefix("unix:")) if text[:5] == "unix:" else text
-        for text in settings.receiver.listen
-    )
+
+    def absolute(text: str) -> str:
+        path = text.removeprefix("unix:")
+        return text if path == text else f"unix:{os.path.join(base, path)}"
+
+    listen = tuple(absolute(text) for text in settings.receiver.listen)
     return dataclasses.replace(
         settings,
         node=dataclasses.replace(settings.node, spool=os.path.join(base, settings.node.spool)),
@@ -322,6 +324,7 @@ def _to_settings(config_file: str, found: schema.Configuration) -> Settings:
             settings.control, socket=os.path.join(base, settings.control.socket)
         ),
         receiver=dataclasses.replace(settings.receiver, listen=listen),
+        monitor=dataclasses.replace(settings.monitor, listen=absolute(settings.monitor.listen)),
         peers=peers,
     )
 
@@ -331,6 +334,8 @@ def _sockets(settings: Settings) -> Iterator[tuple[KeyPath, str]]:
     for text in settings.receiver.listen:
         if text.startswith("unix:"):
             yield ("receiver", "listen"), text.removeprefix("unix:")
+    if settings.monitor.listen.startswith("unix:"):
+        yield ("monitor", "listen"), settings.monitor.listen.removeprefix("unix:")
 
 
 def _check_values(sources: _Sources, settings: Settings, *, is_whole: bool = True) -> None:

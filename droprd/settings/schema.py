@@ -31,9 +31,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from droprd.core.thresholds import Thresholds
 from droprd.errors import InvalidName
 from droprd.model import RESERVED_CHANNEL_PREFIX, check_name
-from droprd.settings.addresses import check_listen, check_url
+from droprd.settings.addresses import check_listen, check_monitor, check_url
 from droprd.settings.units import parse_bytes, parse_duration_s
 from droprd.settings.values import (
     ChannelSettings,
@@ -41,6 +42,7 @@ from droprd.settings.values import (
     DaemonSettings,
     InboxSettings,
     LogSettings,
+    MonitorSettings,
     NodeSettings,
     OutboxSettings,
     PeerSettings,
@@ -54,6 +56,8 @@ _INBOX = InboxSettings()
 _RECEIVER = ReceiverSettings()
 _DAEMON = DaemonSettings()
 _LOG = LogSettings()
+_HEALTH = Thresholds()
+_MONITOR = MonitorSettings()
 _PEER = PeerSettings()
 _CHANNEL = ChannelSettings()
 
@@ -169,6 +173,48 @@ class Log(Section):
     format: Literal["auto", "text", "json"] = "auto"
 
 
+class Health(Section):
+    """0 means never. Warnings come before what is critical."""
+
+    oldest_age_warning_s: Duration = Field(default=_HEALTH.oldest_age_warning_s, ge=0)
+    oldest_age_critical_s: Duration = Field(default=_HEALTH.oldest_age_critical_s, ge=0)
+    silence_warning_s: Duration = Field(default=_HEALTH.silence_warning_s, ge=0)
+    silence_critical_s: Duration = Field(default=_HEALTH.silence_critical_s, ge=0)
+    merge_age_warning_s: Duration = Field(default=_HEALTH.merge_age_warning_s, ge=0)
+    merge_age_critical_s: Duration = Field(default=_HEALTH.merge_age_critical_s, ge=0)
+    inbox_age_warning_s: Duration = Field(default=_HEALTH.inbox_age_warning_s, ge=0)
+    inbox_age_critical_s: Duration = Field(default=_HEALTH.inbox_age_critical_s, ge=0)
+    free_bytes_warning: Size = Field(default=_HEALTH.free_bytes_warning, ge=0)
+    free_bytes_critical: Size = Field(default=_HEALTH.free_bytes_critical, ge=0)
+    full_in_warning_s: Duration = Field(default=_HEALTH.full_in_warning_s, ge=0)
+    full_in_critical_s: Duration = Field(default=_HEALTH.full_in_critical_s, ge=0)
+    dead_letters_warning: int = Field(default=_HEALTH.dead_letters_warning, ge=0)
+    dead_letters_critical: int = Field(default=_HEALTH.dead_letters_critical, ge=0)
+    failures_critical: int = Field(default=_HEALTH.failures_critical, ge=0)
+
+    @field_validator(
+        "oldest_age_critical_s",
+        "silence_critical_s",
+        "merge_age_critical_s",
+        "inbox_age_critical_s",
+        "free_bytes_critical",
+        "full_in_critical_s",
+        "dead_letters_critical",
+    )
+    @classmethod
+    def _worse(cls, critical: float, info: ValidationInfo) -> float:
+        name = str(info.field_name).replace("critical", "warning")
+        warning = info.data.get(name)
+        less_is_worse = name.startswith(("free_bytes", "full_in"))
+        if warning and critical and (critical > warning if less_is_worse else critical < warning):
+            raise ValueError(f"it would be critical before there is a warning ({name})")
+        return critical
+
+
+class Monitor(Section):
+    listen: Annotated[str, AfterValidator(check_monitor)] = _MONITOR.listen
+
+
 class Peer(Section):
     allow_plain_http: bool = _PEER.allow_plain_http
     url: str = _PEER.url
@@ -211,6 +257,8 @@ class Configuration(BaseSettings):
     receiver: Receiver = Receiver()
     daemon: Daemon = Daemon()
     log: Log = Log()
+    health: Health = Health()
+    monitor: Monitor = Monitor()
     peer_defaults: Peer = Peer()
     peers: dict[Annotated[str, _named("peer")], Peer] = Field(default_factory=dict)
     channels: dict[Annotated[str, _named("channel"), AfterValidator(_not_reserved)], Channel] = (
@@ -268,6 +316,8 @@ SECTIONS: dict[str, type[Section]] = {
     "receiver": Receiver,
     "daemon": Daemon,
     "log": Log,
+    "health": Health,
+    "monitor": Monitor,
     "peer_defaults": Peer,
 }
 TABLES: dict[str, type[Section]] = {"peers": Peer, "channels": Channel}

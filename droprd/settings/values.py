@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
+from droprd.core.thresholds import Thresholds
 from droprd.errors import BadData
 from droprd.model import KIB, MIB
 
@@ -93,6 +94,13 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """Where metrics and health are served by HTTP ("HOST:PORT" or "unix:/path"); "" is nowhere."""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSettings:
     """One peer: where it answers, what proves us to it and it to us, and its limits.
 
@@ -127,6 +135,7 @@ class ChannelSettings:
 
 
 CHANNEL_SETTINGS_DEFAULT = ChannelSettings()
+HEALTH_DEFAULT = Thresholds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,8 @@ class Settings:
     receiver: ReceiverSettings = ReceiverSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
+    health: Thresholds = HEALTH_DEFAULT
+    monitor: MonitorSettings = MonitorSettings()
     peers: Mapping[str, PeerSettings] = field(default_factory=dict)
     channels: Mapping[str, ChannelSettings] = field(default_factory=dict)
     config_file: str = ""
@@ -181,6 +192,8 @@ class Settings:
             receiver=_from_map(ReceiverSettings, data.get("receiver", {})),
             daemon=_from_map(DaemonSettings, data.get("daemon", {})),
             log=_from_map(LogSettings, data.get("log", {})),
+            health=_from_map(Thresholds, data.get("health", {})),
+            monitor=_from_map(MonitorSettings, data.get("monitor", {})),
             peers={n: _from_map(PeerSettings, m) for n, m in data.get("peers", {}).items()},
             channels={
                 n: _from_map(ChannelSettings, m) for n, m in data.get("channels", {}).items()

@@ -29,6 +29,7 @@ from droprd.spool.retention import Retention, keep_corrupt
 
 LOCK_TIMEOUT_S = 0.2
 FRAMES_A_LOOK = 8192
+DELAYED_PASSED = 64  # frames in front that wait for their time, at one look for the oldest
 EXPIRIES_MAX = 100_000
 COMPACT_BYTES_MIN = 2 << 20
 _PIECE_BYTES = 64  # about, of a snapshot
@@ -37,12 +38,17 @@ _log = logging.getLogger("droprd.janitor")
 
 
 class StreamGauges(NamedTuple):
-    """How many messages of a stream are ready (delayed ones among them), leased, dead, corrupt."""
+    """How many messages of a stream are ready (delayed ones among them), leased, dead, corrupt.
+
+    `oldest_wall_ns`: since when the oldest that is neither settled, dead nor delayed could have
+    been taken, by the wall clock; None if there is none.
+    """
 
     ready: int
     leased: int
     dead: int
     corrupt: int
+    oldest_wall_ns: int | None = None
 
 
 class StreamTender:
@@ -55,6 +61,7 @@ class StreamTender:
         self._surveyed = 0  # all before this seq has been looked at for its time to live
         self._expiries: list[tuple[int, int, int, Due]] = []  # boot ns, first, end, moment
         self._corrupt_known: set[int] = set()
+        self._front: tuple[int, int | None] = (-1, None)  # its seq, and since when it waits
         self.gauges = StreamGauges(0, 0, 0, 0)
         self.problem = ""
 
@@ -90,7 +97,8 @@ class StreamTender:
             self._mend(error)
             return
         ready = max(0, stream.end() - claims.fresh) + claims.waiting
-        self.gauges = StreamGauges(ready, claims.leased, claims.dead.count, corrupt)
+        oldest = self._oldest_wall_ns(claims, now)
+        self.gauges = StreamGauges(ready, claims.leased, claims.dead.count, corrupt, oldest)
 
     def delete_settled(self, retention: Retention, sealed: int, retain_s: float, now: Now) -> int:
         """Delete the segments that may go; a stopped consumer that holds the lock delays it."""
@@ -102,6 +110,25 @@ class StreamTender:
     def close(self) -> None:
         """Close all files."""
         self.stream.close()
+
+    def _oldest_wall_ns(self, claims: Claims, now: Now) -> int | None:
+        """See `StreamGauges`. The file is read only when the front has moved."""
+        firsts = [claims.ready.first(), *(lease.open.first() for lease in claims.leases.values())]
+        front = min([claims.fresh, *(first for first in firsts if first is not None)])
+        front = max(front, self.stream.begin())
+        if front >= self.stream.end():
+            self._front = (-1, None)
+        elif self._front[0] != front or self._front[1] is None:
+            self._front = (front, self._since_wall_ns(front, now))
+        return self._front[1]
+
+    def _since_wall_ns(self, front: int, now: Now) -> int | None:
+        for stored in islice(self.stream.read(front), DELAYED_PASSED):
+            if stored.due is None:
+                return stored.arrived_wall_ns or None
+            if stored.due.reached(now):
+                return stored.due.wall_ns
+        return None
 
     def _end_leases(self, claims: Claims, now: Now, attempts_max: int) -> None:
         stream = self.stream

@@ -21,6 +21,7 @@ from typing import Any
 from droprd import logs
 from droprd.core import rpc
 from droprd.core.claimops import Now
+from droprd.core.filling import Filling
 from droprd.spool.bells import Waiting
 from droprd.spool.handle import Spool
 from droprd.spool.inbox import channel_names
@@ -59,6 +60,7 @@ class Janitor:
         self._parts: dict[str, tuple[int, int]] = {}  # size, and boot ns when first seen so
         self._parted_ns = context.clock.wall_ns() - context.clock.boot_ns()
         self._bytes = 0
+        self._filling = Filling()
         self._next_s = {"delete": 0.0, "clean": 0.0, "measure": 0.0}
 
     def tick(self, at_s: float) -> dict[str, Any]:
@@ -134,7 +136,8 @@ class Janitor:
         self._parts = seen
 
     def _gauges(self, at_s: float) -> dict[str, Any]:
-        channels: dict[str, dict[str, int]] = {
+        now = self._now()
+        channels: dict[str, dict[str, Any]] = {
             name: {"ready": 0, "leased": 0, "dead": count}
             for name, count in self._dead.counts.items()
         }
@@ -145,15 +148,21 @@ class Janitor:
             one["ready"] += tender.gauges.ready
             one["leased"] += tender.gauges.leased
             one["dead"] += tender.gauges.dead
+            since_ns = tender.gauges.oldest_wall_ns
+            if since_ns is not None and not now.held:
+                age_s = round(max(0, now.wall_ns - since_ns) / 1e9)
+                one["oldest_age_s"] = max(age_s, one.get("oldest_age_s", 0))
             corrupt += tender.gauges.corrupt
             if tender.problem:
                 problems.append(tender.problem)
         if at_s >= self._next_s["measure"]:
             self._measure(at_s)
         free_bytes, _ = self._spool.fs.free_bytes(self._spool.layout.root)
+        self._filling.look(at_s, free_bytes)
         return {
             "channels": channels,
             "spool": {"bytes": self._bytes, "free_bytes": free_bytes},
+            "full_in_s": self._filling.full_in_s,
             "dead_letters": sum(one["dead"] for one in channels.values()),
             "corrupt": corrupt,
             "problems": problems,

@@ -262,7 +262,8 @@ class Janitor:
         """Whether it counts this on the channel `sites`."""
         self.listen()
         wanted = {"ready": ready, "leased": leased, "dead": dead}
-        return bool(self.gauges.get("channels", {}).get("sites") == wanted)
+        shown = self.gauges.get("channels", {}).get("sites", {})
+        return {key: shown.get(key) for key in wanted} == wanted
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -56,6 +56,16 @@ def test_what_an_operator_paused_is_no_fault() -> None:
         ({"state": "stopping", "stuck": True, "pid": 9}, {"worker_stuck": Level.CRITICAL}),
         ({"state": "stopped"}, {"worker_away": Level.WARNING}),
         ({"state": "running"}, {}),
+        ({"state": "running", "failures": 1}, {"worker_restarting": Level.WARNING}),
+        ({"state": "starting", "failures": 9}, {"worker_restarting": Level.CRITICAL}),
+        (
+            {"state": "running", "silent_s": 16, "killed_in_s": 14},
+            {"worker_hung": Level.WARNING},
+        ),
+        (
+            {"state": "running", "silent_s": 20, "killed_in_s": 10},
+            {"worker_hung": Level.CRITICAL},
+        ),
     ],
 )
 def test_a_worker_that_does_not_run_is_named(
@@ -90,7 +100,8 @@ def test_a_full_disk_dead_letters_corruption_and_a_stopped_daemon_are_named() ->
 
 
 def test_a_sender_that_does_not_merge_is_noticed() -> None:
-    assert codes(status(unmerged_bytes=10, last_merge_age_s=60)) == {"not_merging": Level.WARNING}
+    assert codes(status(unmerged_bytes=10, last_merge_age_s=20)) == {"not_merging": Level.WARNING}
+    assert codes(status(unmerged_bytes=10, last_merge_age_s=60)) == {"not_merging": Level.CRITICAL}
     assert codes(status(unmerged_bytes=0, last_merge_age_s=60)) == {}
 
 
@@ -104,3 +115,46 @@ def test_the_worst_reason_comes_first_and_thresholds_can_be_given() -> None:
     assert [r.level for r in health.reasons] == [Level.CRITICAL, Level.WARNING]
     assert health.summary() == "critical: the oldest message for berlin waits for 20 s (and 1 more)"
     assert health.to_dict()["verdict"] == "critical"
+
+
+def test_a_threshold_of_zero_is_none() -> None:
+    limits = Thresholds(oldest_age_warning_s=0, oldest_age_critical_s=0, dead_letters_warning=0)
+    document = status(peers=peer(oldest_age_s=10**9), dead_letters=10**6)
+    assert judge(document, limits).verdict is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("spool", "expected"),
+    [
+        ({"free_bytes": 1 << 40, "full_in_s": 5 * 3600}, {}),
+        ({"free_bytes": 1 << 40, "full_in_s": 3600}, {"disk_fills": Level.WARNING}),
+        ({"free_bytes": 1 << 40, "full_in_s": 600}, {"disk_fills": Level.CRITICAL}),
+        ({"free_bytes": 100 << 20, "full_in_s": None}, {"disk_space": Level.WARNING}),
+        ({"free_bytes": 0}, {}),
+    ],
+)
+def test_a_disk_that_fills_up_is_noticed_before_it_is_full(
+    spool: dict[str, Any], expected: dict[str, Level]
+) -> None:
+    assert codes(status(spool=spool)) == expected
+
+
+def test_a_channel_that_nobody_consumes_is_named() -> None:
+    health = judge(status(channels={"sites": {"ready": 3, "oldest_age_s": 7200}}))
+    assert (
+        health.summary() == "warning: the oldest message of channel sites waits for 2 h to be taken"
+    )
+    assert codes(status(channels={"sites": {"ready": 3, "oldest_age_s": 60}})) == {}
+
+
+def test_paused_receiving_is_told_because_it_holds_up_others() -> None:
+    paused = {"": {"who": "ann", "reason": "a new disk", "receiving": True}}
+    assert judge(status(paused=paused)).summary() == (
+        "warning: receiving was paused by ann (a new disk)"
+    )
+    assert codes(status(paused={"": {"who": "ann", "receiving": False}})) == {}
+
+
+def test_a_peer_that_is_not_reached_is_told_though_nothing_waits() -> None:
+    away = peer(queued=0, state="throttled", since_s=3600)
+    assert codes(status(peers=away)) == {"peer_unreached": Level.WARNING}
