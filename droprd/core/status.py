@@ -8,7 +8,8 @@ A status document (schema 1) is a map of
 
     schema node version state uptime_s as_of
     workers.NAME   state pid restarts (and failures, next_start_s, stuck where they say something)
-    peers.NAME     state queued bytes oldest_age_s last_error next_try_s (and since_s attempt …)
+    peers.NAME     state configured queued bytes oldest_age_s last_error next_try_s (and since_s
+                   attempt …)
     channels.NAME  ready leased dead
     dead_letters unmerged_bytes spool.{bytes,free_bytes} receiver paused draining listen problems
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from droprd.errors import UnknownPeer
 
@@ -87,7 +88,8 @@ def status_document(
         as_of_ns: wall time at which the gauges were true.
         workers: per worker what the angel knows of its process.
         gauges: per worker what it told last.
-        peers, channels: the configured ones; they are shown even if no gauge names them.
+        peers, channels: the configured ones; they are shown even if no gauge names them. Others
+            are shown while something waits for them.
         paused, draining: as in state/public.
         listen: the addresses the receiver listens on.
         spool: {bytes, free_bytes} where the janitor has not told them.
@@ -105,7 +107,7 @@ def status_document(
         "uptime_s": round(uptime_s, 3),
         "as_of": rfc3339(as_of_ns),
         "workers": {name: dict(one) for name, one in workers.items()},
-        "peers": _peers(_map(sender.get("peers")), peers, paused, draining),
+        "peers": _peers(_map(sender.get("peers")), peers, node, paused, draining),
         "channels": {
             name: {**_CHANNEL_DEFAULTS, **_map(_map(janitor.get("channels")).get(name))}
             for name in sorted({*_map(janitor.get("channels")), *channels})
@@ -142,18 +144,24 @@ def status_document(
 
 
 def _peers(
-    told: Map, configured: Iterable[str], paused: Map, draining: list[str]
+    told: Map, configured: Iterable[str], node: str, paused: Map, draining: list[str]
 ) -> dict[str, dict[str, Any]]:
     known = set(configured)
     result = {}
     for name in sorted({*told, *known}):
         peer = {**_PEER_DEFAULTS, **_map(told.get(name))}
-        if name not in known:
+        if name not in known and not _count(peer["queued"]):
+            continue
+        # A node may send to itself without being a peer of its own.
+        peer["configured"] = name in known or name == node
+        if not peer["configured"]:
             peer["state"] = "unconfigured"
         elif "" in paused or name in paused:
             peer["state"] = "paused"
         elif "" in draining or name in draining:
             peer["state"] = "draining" if peer["state"] in ("open", "unknown") else peer["state"]
+        if peer["state"] in ("paused", "unconfigured"):
+            peer["next_try_s"] = None
         result[name] = peer
     return result
 
@@ -172,13 +180,31 @@ def _count(value: Any) -> int:
 
 # -- why -----------------------------------------------------------------------------------------
 
+START: Final = "systemctl start droprd"
+_SENDER_STATES: Final = {
+    "backoff": "failed and waits for its next start",
+    "fatal": "cannot use the configuration",
+}
 
-def why_peer(status: Map, peer: str) -> dict[str, Any]:
+
+class _Cause(NamedTuple):
+    """Why messages wait: `what` since then `details`; and, to do `aim`, the command to type."""
+
+    what: str
+    details: str = ""
+    aim: str = ""
+    command: str = ""
+    since_s: float | None = None
+    attempt: int = 0
+
+
+def why_peer(status: Map, peer: str, start: str = START) -> dict[str, Any]:
     """Why messages to `peer` wait, or that they do not.
 
     Returns {schema, peer, state, cause, since_s, attempt, next_try_s, queued, bytes, oldest_age_s,
     last_error, command, text}: `command` is what to type to change it ("" if nothing is wrong),
-    `text` the whole as sentences. Raises: UnknownPeer.
+    `text` the whole as one sentence, times in local time. `start` is the command that starts the
+    daemon. Raises: UnknownPeer.
     """
     known = _map(status.get("peers"))
     if peer not in known:
@@ -188,16 +214,15 @@ def why_peer(status: Map, peer: str) -> dict[str, Any]:
             hint="see `droprctl peer list`, or `droprctl peer add NAME URL`",
         )
     about = known[peer]
-    cause, command = _cause(status, peer, about)
+    cause = _cause(status, peer, about, start)
     since_s = about["since_s"]
     if about["state"] == "paused":
-        pause = _pause_of(status, peer)
-        since_s = _age_s(status, pause.get("since_wall_ns"))
-    result = {
+        since_s = _age_s(status, _pause_of(status, peer).get("since_wall_ns"))
+    return {
         "schema": SCHEMA,
         "peer": peer,
         "state": about["state"],
-        "cause": cause,
+        "cause": cause.what + cause.details,
         "since_s": since_s,
         "attempt": about["attempt"],
         "next_try_s": about["next_try_s"],
@@ -205,50 +230,68 @@ def why_peer(status: Map, peer: str) -> dict[str, Any]:
         "bytes": about["bytes"],
         "oldest_age_s": about["oldest_age_s"],
         "last_error": about["last_error"],
-        "command": command,
+        "command": cause.command,
+        "text": _sentence(status, peer, about, cause),
     }
-    result["text"] = " ".join(_sentences(result))
-    return result
 
 
-def _cause(status: Map, peer: str, about: Map) -> tuple[str, str]:
-    """(cause, command to type) of a peer's state. What holds up everything comes first."""
+def _cause(status: Map, peer: str, about: Map, start: str) -> _Cause:
+    """What holds up everything comes first."""
     if status.get("state") == "stopped":
-        return "the daemon of this node is stopped", "systemctl start droprd"
+        return _Cause("the daemon of this node is stopped", aim="to start it", command=start)
     sender = _map(_map(status.get("workers")).get("sender"))
     if sender.get("stuck"):
-        return "the sender is stuck in the kernel, most likely by its disk", "droprctl status"
+        what = "the sender of this node is stuck in the kernel, most likely by its disk"
+        return _Cause(what, aim="see", command="droprctl status")
     if sender and sender.get("state") != "running":
-        return f"the sender of this node is {sender.get('state')}", "droprctl status"
+        state = str(sender.get("state"))
+        command = "droprctl config check" if state == "fatal" else "droprctl status"
+        what = f"the sender of this node {_SENDER_STATES.get(state, f'is {state}')}"
+        return _Cause(what, aim="see", command=command)
     state = about["state"]
     if state == "paused":
-        named = peer if peer in _map(status.get("paused")) else ""
-        return _pause_text(_pause_of(status, peer), named), f"droprctl resume {named}".rstrip()
+        return _pause_cause(status, peer)
     if state == "unconfigured":
-        return (
-            "no peer of this name is configured any more; its messages wait",
-            f"droprctl peer add {peer} URL",
-        )
+        if about.get("configured"):
+            return _Cause(
+                "it has no url, so it only sends to us",
+                aim=f"set peers.{peer}.url, then",
+                command="droprctl reload",
+            )
+        what = "no peer of this name is configured"
+        return _Cause(what, aim="to add it", command=f"droprctl peer add {peer} URL")
     held = about.get("held")
     if held:
-        return str(held), f"droprctl peer reset {peer} --replay (or --continue)"
+        command = f"droprctl peer reset {peer} --replay (or --continue)"
+        return _Cause(f"held is {held}", aim="to go on", command=command)
     if state == "draining":
-        return "it is being drained: new messages are refused, queued ones go out", (
-            f"droprctl resume {peer}" if peer in status.get("draining", ()) else "droprctl resume"
-        )
+        what = "it is being drained: new messages are refused, those that wait go out"
+        own = peer if peer in status.get("draining", ()) else ""
+        return _Cause(what, aim="to end that", command=f"droprctl resume {own}".rstrip())
     if state in ("throttled", "probing"):
-        return (
-            f"it does not take messages: {about['last_error'] or 'the last try failed'}",
-            f"droprctl retry {peer}",
+        error = about["last_error"] or "the last try failed"
+        if error.startswith("401 "):
+            error += f"; compare the tokens of both nodes (peers.{peer}.token_file)"
+        return _Cause(
+            "it has taken nothing",
+            f": {error}",
+            aim="to try now",
+            command=f"droprctl retry {peer}",
+            since_s=about["since_s"],
+            attempt=_count(about["attempt"]),
         )
     if state == "unknown":
-        return "the sender has not said anything of it yet", "droprctl status"
-    below = [t for t in _map(status.get("paused")) if t.startswith(f"{peer}/")]
+        what = "the sender has not said anything of it yet"
+        return _Cause(what, aim="see", command="droprctl status")
+    below = sorted(t for t in _map(status.get("paused")) if t.startswith(f"{peer}/"))
     if below:
-        return f"paused below it: {', '.join(sorted(below))}", f"droprctl resume {sorted(below)[0]}"
+        what = f"paused below it: {', '.join(below)}"
+        return _Cause(what, aim="to go on", command=f"droprctl resume {below[0]}")
     if about["queued"]:
-        return "nothing holds it up: messages are on their way", ""
-    return "nothing waits", ""
+        error = about["last_error"]
+        trouble = f", though a request was refused: {error}" if error else ""
+        return _Cause("nothing holds it up: messages are on their way", trouble)
+    return _Cause("nothing waits")
 
 
 def _pause_of(status: Map, peer: str) -> dict[str, Any]:
@@ -257,36 +300,84 @@ def _pause_of(status: Map, peer: str) -> dict[str, Any]:
     return _map(paused.get(peer) or paused.get(""))
 
 
+def _pause_cause(status: Map, peer: str) -> _Cause:
+    own = peer in _map(status.get("paused"))
+    pause = _pause_of(status, peer)
+    who = pause.get("who") or "somebody"
+    subject = "it" if own else "the whole node"
+    both = ", receiving too," if pause.get("receiving") is True else ""
+    what = f"{subject} has been paused{both} by {who}"
+    details = ""
+    if isinstance(pause.get("until_wall_ns"), int):
+        details += f", until {_local(status, pause['until_wall_ns'] / 1e9)}"
+    if pause.get("reason"):
+        details += f" ({pause['reason']})"
+    command = f"droprctl resume {peer if own else ''}".rstrip()
+    return _Cause(
+        what,
+        details,
+        aim="to go on",
+        command=command,
+        since_s=_age_s(status, pause.get("since_wall_ns")),
+    )
+
+
 def _age_s(status: Map, wall_ns: Any) -> float | None:
     """How long before the status `wall_ns` was, in seconds."""
     if not isinstance(wall_ns, int):
         return None
-    as_of = datetime.datetime.fromisoformat(status["as_of"].replace("Z", "+00:00"))
-    return max(0.0, round(as_of.timestamp() - wall_ns / 1e9, 1))
+    return max(0.0, round(_as_of_s(status) - wall_ns / 1e9, 1))
 
 
-def _pause_text(pause: Map, target: str) -> str:
-    text = f"{'it' if target else 'the whole node'} was paused by {pause.get('who') or 'somebody'}"
-    if pause.get("reason"):
-        text += f" ({pause['reason']})"
-    if pause.get("until_wall_ns"):
-        text += f" until {rfc3339(pause['until_wall_ns'])}"
-    return text
+def _as_of_s(status: Map) -> float:
+    text = str(status["as_of"]).replace("Z", "+00:00")
+    return datetime.datetime.fromisoformat(text).timestamp()
 
 
-def _sentences(about: Map) -> list[str]:
-    cause = about["cause"]
-    sentences = [f"{about['peer']} is {about['state']}: {cause}."]
-    if about["since_s"] is not None and about["state"] != "open":
-        tries = f", attempt {about['attempt']}" if about["attempt"] else ""
-        sentences.append(f"So for {duration(about['since_s'])}{tries}.")
-    if about["queued"]:
-        waits = f"{about['queued']} messages ({about['bytes']} bytes) wait"
-        if about["oldest_age_s"] is not None:
-            waits += f", the oldest for {duration(about['oldest_age_s'])}"
-        sentences.append(f"{waits}.")
+def _local(status: Map, wall_s: float) -> str:
+    """A time of day, local; with its date if that is not the day of the status."""
+    when = datetime.datetime.fromtimestamp(wall_s).astimezone()
+    today = datetime.datetime.fromtimestamp(_as_of_s(status)).astimezone().date()
+    return when.strftime("%H:%M" if when.date() == today else "%Y-%m-%d %H:%M")
+
+
+def _sentence(status: Map, peer: str, about: Map, cause: _Cause) -> str:
+    queued = _count(about["queued"])
+    if not cause.command:
+        if not queued:
+            return f"nothing waits for {peer}."
+        way = "is on its way" if queued == 1 else "are on their way"
+        return f"{_messages(queued)} for {peer} {way}{cause.details}."
+    text = f"nothing waits for {peer}; " if not queued else ""
+    if queued:
+        text = f"{_messages(queued)} for {peer} {'waits' if queued == 1 else 'wait'}: "
+    unmerged = _count(status.get("unmerged_bytes"))
+    if unmerged and status.get("state") == "stopped":
+        text = f"{text[:-2]}, not counting {unmerged} bytes that are not merged yet{text[-2:]}"
+    text += cause.what
+    if cause.since_s is not None:
+        text += _since(status, cause.since_s)
+    if cause.attempt:
+        text += f" (attempt {cause.attempt})"
+    text += cause.details
     if about["next_try_s"] is not None:
-        sentences.append(f"The next try is in {duration(about['next_try_s'])}.")
-    if about["command"]:
-        sentences.append(f"Type: {about['command']}")
-    return sentences
+        text += f"; next try {_next(status, about['next_try_s'])}"
+    return f"{text}; {cause.aim}: {cause.command}"
+
+
+def _messages(count: int) -> str:
+    return f"{count} message{'' if count == 1 else 's'}"
+
+
+def _since(status: Map, age_s: float) -> str:
+    if age_s < 1:
+        return ""
+    if age_s < 100:
+        return f" for {duration(age_s)}"
+    return f" since {_local(status, _as_of_s(status) - age_s)}"
+
+
+def _next(status: Map, in_s: float) -> str:
+    if in_s < 1:
+        return "now"
+    return f"in {duration(in_s)}" if in_s < 100 else f"at {_local(status, _as_of_s(status) + in_s)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -70,6 +72,20 @@ def test_a_peer_that_is_no_longer_configured_is_shown_as_such() -> None:
     assert document(gauges=gauges)["peers"]["paris"]["state"] == "unconfigured"
 
 
+@pytest.fixture(autouse=True)
+def _in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Times for people are local times."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def why_of(peer: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return why_peer(document(gauges={"sender": {"peers": {"berlin": peer}}}, **changes), "berlin")
+
+
 def test_why_says_cause_since_attempt_next_try_and_what_to_type() -> None:
     berlin = {
         "state": "throttled",
@@ -83,10 +99,11 @@ def test_why_says_cause_since_attempt_next_try_and_what_to_type() -> None:
     }
     why = why_peer(document(gauges={"sender": {"peers": {"berlin": berlin}}}), "berlin")
     assert why["command"] == "droprctl retry berlin"
+    assert why["cause"] == "it has taken nothing: connection refused"
+    # 22:13:20 UTC, less 710 s
     assert why["text"] == (
-        "berlin is throttled: it does not take messages: connection refused. "
-        "So for 11 min, attempt 9. 12 messages (4096 bytes) wait, the oldest for 11 min. "
-        "The next try is in 31 s. Type: droprctl retry berlin"
+        "12 messages for berlin wait: it has taken nothing since 22:01 (attempt 9): "
+        "connection refused; next try in 31 s; to try now: droprctl retry berlin"
     )
 
 
@@ -94,17 +111,90 @@ def test_why_of_a_paused_peer_names_who_paused_it_and_the_way_out() -> None:
     since_ns = 1_700_000_000_123_456_789 - 60 * 10**9
     paused = {"berlin": {"who": "root", "reason": "moving", "since_wall_ns": since_ns}}
     why = why_peer(document(paused=paused), "berlin")
-    assert why["cause"] == "it was paused by root (moving)"
+    assert why["cause"] == "it has been paused by root (moving)"
+    assert why["text"] == (
+        "nothing waits for berlin; it has been paused by root for 60 s (moving); "
+        "to go on: droprctl resume berlin"
+    )
     assert why["command"] == "droprctl resume berlin"
     assert why["since_s"] == 60
     why = why_peer(document(paused={"": {"who": "root", "reason": ""}}), "berlin")
-    assert why["cause"] == "the whole node was paused by root"
+    assert why["cause"] == "the whole node has been paused by root"
     assert why["command"] == "droprctl resume"
 
 
 def test_why_of_a_dead_sender_blames_the_sender_first() -> None:
     status = document(workers={"sender": {"state": "backoff", "pid": None, "restarts": 4}})
-    assert why_peer(status, "berlin")["cause"] == "the sender of this node is backoff"
+    cause = why_peer(status, "berlin")["cause"]
+    assert cause == "the sender of this node failed and waits for its next start"
+
+
+def test_why_tells_what_to_do_about_each_state() -> None:
+    waiting = {"state": "throttled", "queued": 1, "since_s": 9, "attempt": 3, "next_try_s": 5000}
+    refused = why_of({**waiting, "last_error": "401 unknown token"})
+    assert refused["text"] == (
+        "1 message for berlin waits: it has taken nothing for 9 s (attempt 3): 401 unknown token; "
+        "compare the tokens of both nodes (peers.berlin.token_file); "
+        "next try at 23:36; to try now: droprctl retry berlin"
+    )
+    long_ago = why_of({**waiting, "since_s": 100_000, "attempt": 0, "next_try_s": 0.2})
+    assert "nothing since 2023-11-13 18:26: the last try failed; next try now;" in long_ago["text"]
+    moving = why_of({"state": "open", "queued": 2})
+    assert moving["text"] == "2 messages for berlin are on their way."
+    blamed = why_of({"state": "open", "queued": 1, "last_error": "400 too odd"})
+    assert blamed["text"] == (
+        "1 message for berlin is on its way, though a request was refused: 400 too odd."
+    )
+    assert why_of({"state": "open", "queued": 0})["text"] == "nothing waits for berlin."
+    held = why_of({"state": "open", "queued": 2, "held": "sites/5: it lost 7 messages"})
+    assert (
+        "2 messages for berlin wait: held is sites/5: it lost 7 messages; to go on: "
+        in (held["text"])
+    )
+    below = why_of({"state": "open", "queued": 2}, paused={"berlin/sites": {"who": "root"}})
+    assert below["command"] == "droprctl resume berlin/sites"
+    drained = why_of({"state": "open", "queued": 2}, draining=["berlin"])
+    assert drained["command"] == "droprctl resume berlin"
+
+
+def test_why_of_a_stopped_node_tells_how_to_start_it_and_what_is_not_counted() -> None:
+    gauges = {"sender": {"peers": {"berlin": {"queued": 0}}, "unmerged_bytes": 70}}
+    why = why_peer(document(state="stopped", gauges=gauges), "berlin", "droprd -C n")
+    assert why["text"] == (
+        "nothing waits for berlin, not counting 70 bytes that are not merged yet; "
+        "the daemon of this node is stopped; to start it: droprd -C n"
+    )
+
+
+def test_a_pause_stands_for_no_next_try() -> None:
+    throttled = {"state": "throttled", "queued": 1, "next_try_s": 7, "since_s": 1, "attempt": 2}
+    until_ns = 1_700_000_000_123_456_789 + 60 * 10**9
+    why = why_of(throttled, paused={"berlin": {"who": "root", "until_wall_ns": until_ns}})
+    assert why["next_try_s"] is None
+    assert why["text"] == (
+        "1 message for berlin waits: it has been paused by root, until 22:14; "
+        "to go on: droprctl resume berlin"
+    )
+    both = why_of(throttled, paused={"": {"who": "root", "receiving": True}})
+    assert both["cause"] == "the whole node has been paused, receiving too, by root"
+
+
+def test_a_peer_without_a_url_is_told_from_one_that_was_removed() -> None:
+    no_url = why_of({"state": "unconfigured", "queued": 1})
+    assert no_url["command"] == "droprctl reload"
+    assert "set peers.berlin.url" in no_url["text"]
+    removed = why_of({"state": "throttled", "queued": 1}, peers=[])
+    assert (removed["state"], removed["command"]) == (
+        "unconfigured",
+        "droprctl peer add berlin URL",
+    )
+
+
+def test_what_a_node_sends_to_itself_is_no_stranger_s() -> None:
+    own = {"hamburg": {"state": "open", "queued": 1}, "rome": {"state": "open", "queued": 0}}
+    peers = document(gauges={"sender": {"peers": own}})["peers"]
+    assert peers["hamburg"]["state"] == "open"
+    assert "rome" not in peers  # removed, and nothing waits for it
 
 
 def test_why_of_an_unknown_peer_names_those_that_are_known() -> None:
