@@ -24,7 +24,7 @@ def _load(session: Session) -> Settings:
     return load(find_config(session.config_file))
 
 
-@config.command()
+@config.command(short_help="Check the configuration: all faults at once.")
 @json_option
 @click.pass_obj
 def check(session: Session) -> int:
@@ -42,7 +42,7 @@ def check(session: Session) -> int:
     return 0
 
 
-@config.command()
+@config.command(short_help="Show all settings in force.")
 @json_option
 @click.pass_obj
 def show(session: Session) -> None:

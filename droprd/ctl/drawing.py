@@ -1,10 +1,15 @@
-"""Tables: drawn with rich on a terminal, plain columns anywhere else."""
+"""Tables: drawn with rich on a terminal, plain columns anywhere else.
+
+On a terminal too narrow for its columns a table becomes one line a cell, so that nothing is cut.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+
+LAST_COLUMN_MIN = 20  # the last column may be broken into lines of this width
 
 _STYLES = {
     "running": "green",
@@ -57,9 +62,20 @@ def _draw(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    needed = sum(widths[:-1]) + min(widths[-1], LAST_COLUMN_MIN) + 3 * len(header)
+    if needed > console.width:
+        for row in rows:
+            for name, cell in zip(header, row, strict=True):
+                if cell:
+                    console.print(Text(f"{name}: ").append(cell, style=_STYLES.get(cell, "")))
+            console.print()
+        return
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, to_right in zip(header, right, strict=True):
-        drawn.add_column(name, justify="right" if to_right else "left")
+    last = len(header) - 1
+    for i, (name, to_right) in enumerate(zip(header, right, strict=True)):
+        drawn.add_column(name, justify="right" if to_right else "left", no_wrap=i != last)
     for row in rows:
         drawn.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console().print(drawn)
+    console.print(drawn)

@@ -7,6 +7,7 @@ waits for the old ones to be delivered; it never deletes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import time
@@ -25,7 +26,7 @@ from droprd.ctl.session import (
     duration,
     json_option,
 )
-from droprd.errors import NotAnswering
+from droprd.errors import NotAnswering, SpoolNotReady, UsageError
 from droprd.model import check_name
 from droprd.settings.units import format_duration
 
@@ -67,6 +68,22 @@ def _change(
 
     change_wishes(node.spool, session.timeout_s, offline)
     return False
+
+
+def _warn_of_strangers(session: Session, target: str) -> None:
+    """Say so if a target's peer is not known: most likely it is a slip of the pen."""
+    from droprd.settings.published import Published
+    from droprd.spool.layout import Layout
+
+    peer = target.partition("/")[0]
+    with contextlib.suppress(SpoolNotReady):  # it is not for this user to read
+        public = Published(Layout(session.node().spool).public).get()
+        if peer and peer not in public.peers and peer != public.node:
+            known = [name for name, one in public.peers.items() if not one.unconfigured]
+            session.say(
+                f"warning: no peer {peer!r} is configured; "
+                + (f"configured are {', '.join(known)}" if known else "none is")
+            )
 
 
 @click.command()
@@ -112,16 +129,22 @@ def pause(session: Session, target: str, for_s: float | None, reason: str, recei
         check_target(target)
         if receiving:
             raise click.UsageError("--receiving is for the whole node: give no TARGET")
+    if for_s == 0:
+        raise UsageError(
+            "a pause for 0 s is none", hint="give --for a longer TIME, or leave it out"
+        )
     running = _change(
         session,
         "pause",
         {"target": target, "reason": reason, "for_s": for_s, "receiving": receiving},
         lambda wishes: wishes.with_pause(target, _pause_now(for_s, reason, receiving)),
     )
+    _warn_of_strangers(session, target)
     lasting = f" for {format_duration(for_s)}" if for_s is not None else ""
+    both = " (receiving too)" if receiving else ""
     session.result(
         {"target": target, "for_s": for_s, "running": running},
-        f"{_named(target)} paused{lasting}; lift it: droprctl resume {target}".rstrip(),
+        f"{_named(target)} paused{both}{lasting}; lift it: droprctl resume {target}".rstrip(),
     )
 
 
@@ -176,18 +199,18 @@ def drain(session: Session, target: str) -> int:
     running = _change(
         session, "drain", {"target": target}, lambda wishes: wishes.with_drain(target, _who())
     )
+    _warn_of_strangers(session, target)
     deadline = time.monotonic() + session.timeout_s
     while True:
         left = _left(session, target, running=running)
         if not left or not running or time.monotonic() >= deadline:
             break
         time.sleep(DRAIN_LOOK_INTERVAL_S)
-    session.result(
-        {"target": target, "left": left, "running": running},
-        f"{_named(target)} is empty and stays closed: droprctl resume {target}".rstrip()
-        if not left
-        else f"{_named(target)}: {left} messages are left; new ones are refused",
-    )
+    text = f"{_named(target)} is empty and stays closed; lift it: droprctl resume {target}".rstrip()
+    if left:
+        text = f"{_named(target)}: at least {left} left; new messages are refused"
+        text += "" if running else "; no daemon runs to deliver what is left"
+    session.result({"target": target, "left": left, "running": running}, text)
     if not left:
         return EXIT_DONE
     return EXIT_PARTLY if running else EXIT_NO_DAEMON

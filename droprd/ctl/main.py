@@ -9,25 +9,28 @@ with the stable `code`. Exit codes:
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import click
+try:
+    import json
 
-from droprd.ctl.session import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Session,
-    duration,
-    exit_code,
-)
-from droprd.errors import DroprdError
+    import click
+
+    from droprd.ctl.session import (
+        EXIT_FAILED,
+        EXIT_INTERRUPTED,
+        EXIT_USAGE,
+        Session,
+        duration,
+        exit_code,
+    )
+    from droprd.errors import DroprdError
+except KeyboardInterrupt:  # these take most of the time that a start takes
+    sys.exit(130)
 
 # command → (module, attribute, one line of help), in the order of `droprctl --help`.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -68,6 +71,8 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see `droprctl --help`"
             raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
@@ -113,6 +118,10 @@ def cli(
     """
     if directory is not None and config_file is not None:
         raise click.UsageError("-C and --config name the same thing; give one of them")
+    if directory is not None and os.path.isfile(directory):
+        raise click.UsageError(f"-C takes a directory, {directory} is a file: use --config")
+    if config_file is not None and os.path.isdir(config_file):
+        raise click.UsageError(f"--config takes a file, {config_file} is a directory: use -C")
     if directory is not None:
         config_file = os.path.join(directory, "droprd.toml")
     ctx.obj = Session(config_file=config_file, timeout_given_s=timeout_s, quiet=quiet)
@@ -137,6 +146,8 @@ def _report(error: DroprdError, as_json: bool) -> None:
         return
     # The faults that a daemon found in its configuration come as lines of `why`.
     why, *lines = error.why.split("\n")
+    if lines:
+        why, lines = "", [why, *lines]
     print(f"droprctl: {error.what}" + (f": {why}" if why else ""), file=sys.stderr)
     for fault in (*lines, *faults):
         print(f"  {fault}", file=sys.stderr)
@@ -151,6 +162,9 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in words[: words.index("--") if "--" in words else len(words)]
     try:
         code = cli.main(args=words, prog_name="droprctl", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_USAGE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx is not None else "droprctl"
         _report(
@@ -171,9 +185,13 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
+        hint = "run this as the owner of the spool, or as root"
         _report(
             DroprdError(
-                "the system refused", why=f"{path}{error.strerror or error}", code="system"
+                "the system refused",
+                why=f"{path}{error.strerror or error}",
+                hint=hint if isinstance(error, PermissionError) else "",
+                code="system",
             ),
             as_json,
         )

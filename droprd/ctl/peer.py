@@ -230,13 +230,18 @@ def list_(session: Session) -> int:
     from droprd.ctl.drawing import table
 
     shown = [
-        [r["name"], r["state"], str(r["queued"]), " ".join(r["urls"]) or "(only sends to us)"]
+        [r["name"], r["state"], str(r["queued"]), " ".join(r["urls"]) or _without_url(r["state"])]
         for r in rows
     ]
     table(["PEER", "STATE", "QUEUED", "URL"], shown)
     if code:
         session.say("the daemon is stopped")
     return code
+
+
+def _without_url(state: str) -> str:
+    # Messages wait for it: it was removed, or never had one.
+    return "(no url)" if state == "unconfigured" else "(only sends to us)"
 
 
 def _peers_of_files(session: Session) -> dict[str, dict[str, Any]]:
@@ -291,7 +296,7 @@ def remove(session: Session, name: str) -> None:
     )
 
 
-@peer.command()
+@peer.command(short_help="Let lanes go on that wait for your word.")
 @click.argument("name")
 @click.option("--replay", is_flag=True, help="Send again what it had confirmed and we still hold.")
 @click.option("--continue", "go_on", is_flag=True, help="Go on with what it never confirmed.")

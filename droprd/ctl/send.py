@@ -45,7 +45,9 @@ def read_lines(fd: int) -> Iterator[list[bytes]]:
         size += len(first)
         if size > LINE_BYTES_MAX:
             raise MessageTooLarge(
-                "a line is too long", why=f"it has more than {LINE_BYTES_MAX} bytes"
+                "a line is too long",
+                why=f"it has more than {LINE_BYTES_MAX} bytes",
+                hint="lines before it were sent; send this one with --file, without --lines",
             )
         if others:
             yield [b"".join(parts), *others[:-1]]
@@ -93,6 +95,10 @@ def send(
         raise click.UsageError("BODY and --file are both a message; give one of them")
     if lines and body not in (None, "-"):
         raise click.UsageError("--lines reads stdin or --file, not BODY")
+    if path == "-":
+        raise click.UsageError("--file takes a file; to read stdin leave it out")
+    if path is not None and os.path.isdir(path):
+        raise click.UsageError(f"--file takes a file, {path} is a directory")
     if body is None and path is None and sys.stdin.isatty():
         raise click.UsageError("nothing to send: give BODY, --file, or - to type it")
 

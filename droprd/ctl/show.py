@@ -7,6 +7,7 @@ Without a daemon they say what the files say, with "state": "stopped", and exit 
 from __future__ import annotations
 
 import datetime
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from droprd.ctl.drawing import printable, table
 from droprd.ctl.session import EXIT_DONE, EXIT_FAILED, EXIT_NO_DAEMON, Session, json_option
 from droprd.errors import NotAnswering, UnknownPeer
 from droprd.settings.units import format_bytes, format_duration
+from droprd.settings.values import CONFIG_DEFAULT
 
 WATCH_INTERVAL_S = 1.0
 
@@ -45,6 +47,14 @@ def _ask(
     from droprd.ctl.version import version
 
     return from_files(stopped_status(node, version())), EXIT_NO_DAEMON
+
+
+def _start(session: Session) -> str:
+    """What to type to start the node's daemon."""
+    config_file = session.node().config_file
+    if config_file == CONFIG_DEFAULT:
+        return "systemctl start droprd"
+    return f"droprd --config {shlex.quote(config_file)}"
 
 
 @click.command()
@@ -92,15 +102,17 @@ def _print_status(document: Map) -> None:
         line += f" for {format_duration(document['uptime_s'])}"
     print(f"{line}, droprd {document['version']}, as of {local_time(document['as_of'])}")
     spool = document["spool"]
+    dead = document["dead_letters"]
     print(
         f"spool {format_bytes(spool['bytes'])}, {format_bytes(spool['free_bytes'])} free; "
-        f"{document['dead_letters']} dead letters; "
+        f"{dead} dead letter{'' if dead == 1 else 's'}; "
         f"{format_bytes(document['unmerged_bytes'])} not merged yet"
     )
     for target, pause in document.get("paused", {}).items():
         reason = f" ({printable(pause['reason'])})" if pause.get("reason") else ""
         until = f" until {_wall(pause['until_wall_ns'])}" if pause.get("until_wall_ns") else ""
-        print(f"paused: {target or 'the whole node'} by {pause.get('who')}{reason}{until}")
+        both = ", receiving too," if pause.get("receiving") else ""
+        print(f"paused: {target or 'the whole node'}{both} by {pause.get('who')}{reason}{until}")
     for target in document.get("draining", ()):
         print(f"draining: {target or 'the whole node'}")
     for problem in document.get("problems", ()):
@@ -157,7 +169,7 @@ def why(session: Session, peer: str) -> int:
     def from_files(found: Map) -> Map:
         from droprd.core.status import why_peer
 
-        return why_peer(found, peer)
+        return why_peer(found, peer, _start(session))
 
     document, code = _ask(session, "why", {"peer": peer}, from_files)
     if session.as_json:
@@ -176,7 +188,11 @@ def health(session: Session) -> int:
     def from_files(found: Map) -> Map:
         from droprd.core.health import judge
 
-        return judge(found).to_dict()
+        document = judge(found).to_dict()
+        for reason in document["reasons"]:
+            if reason["code"] == "daemon_stopped":
+                reason["command"] = _start(session)
+        return document
 
     document, code = _ask(session, "health", {}, from_files)
     if session.as_json:

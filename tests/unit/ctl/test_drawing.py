@@ -13,7 +13,8 @@ from droprd.ctl.drawing import printable, table
 
 _DRAW = (
     "from droprd.ctl.drawing import table; import sys; "
-    "table(['PEER', 'QUEUED'], [['berlin', '7'], ['[b]x', '10']]); print('rich' in sys.modules)"
+    "table(['PEER', 'QUEUED', 'ERROR'], [['berlin', '7', 'refused ' * 9], ['[b]x', '10', '']]); "
+    "print('rich' in sys.modules)"
 )
 
 
@@ -57,3 +58,11 @@ def test_a_terminal_gets_a_drawn_table_unless_it_wants_none() -> None:
     plain = _on_a_terminal(NO_COLOR="1")
     assert "False" in plain
     assert "\x1b" not in plain
+
+
+def test_on_a_narrow_terminal_nothing_is_cut() -> None:
+    drawn = _on_a_terminal(COLUMNS="24").replace("\r", "")
+    assert "PEER: berlin\nQUEUED: 7\n" in drawn
+    assert "\u2026" not in drawn
+    assert drawn.count("refused") == 9
+    assert all(len(line) <= 24 for line in drawn.splitlines() if "\x1b" not in line)

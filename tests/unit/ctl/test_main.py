@@ -46,6 +46,11 @@ def test_every_command_has_help_that_says_what_it_does(droprctl: Call, name: str
         ["send", "berlin", "x", "--lines"],
         ["send", "berlin", "x", "--header", "novalue"],
         ["receive", "sites", "--max", "0"],
+        ["send", "berlin", "--file", "-"],
+        ["send", "berlin", "--file", "/", "--lines"],
+        ["pause", "--for", "0"],
+        ["--config", "/", "status"],
+        ["-C", __file__, "status"],
     ],
 )
 def test_what_cannot_be_meant_is_usage(droprctl: Call, words: list[str]) -> None:
@@ -54,6 +59,14 @@ def test_what_cannot_be_meant_is_usage(droprctl: Call, words: list[str]) -> None
     assert refused.out == ""
     assert refused.err.startswith("droprctl: ")
     assert len(refused.err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("words", [[], ["peer"], ["config"]])
+def test_a_command_left_out_shows_the_help(droprctl: Call, words: list[str]) -> None:
+    shown = droprctl(*words)
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err == droprctl(*words, "--help").out
+    assert "..." not in shown.err.split("Commands:")[1]
 
 
 def test_with_json_an_error_is_one_object(droprctl: Call) -> None:

@@ -58,9 +58,11 @@ def test_why_and_health_say_that_the_daemon_is_stopped(node: Path, droprctl: Cal
     why = droprctl("-C", node, "why", "berlin", "--json")
     assert why.code == 3
     assert "stopped" in why.json["cause"]
+    assert why.json["command"] == f"droprd --config {node}/droprd.toml"
     assert droprctl("-C", node, "why", "rome").code == 1
     health = droprctl("-C", node, "health", "--json")
     assert (health.code, health.json["verdict"]) == (3, "critical")
+    assert health.json["reasons"][0]["command"] == why.json["command"]
 
 
 def test_a_pause_is_a_fact_on_disk(node: Path, droprctl: Call) -> None:
@@ -78,6 +80,16 @@ def test_a_pause_is_a_fact_on_disk(node: Path, droprctl: Call) -> None:
     assert droprctl("-C", node, "resume", "berlin").code == 0
     assert not state.read_wishes(OsFs(), _layout(node)).pauses
     assert not Published(_layout(node).public).get().paused
+
+
+def test_a_target_that_nobody_knows_is_taken_with_a_warning(node: Path, droprctl: Call) -> None:
+    droprctl("-C", node, "peer", "add", "berlin", "https://b.example")
+    for words in (["pause", "berln/sites"], ["drain", "berln"]):
+        taken = droprctl("-C", node, *words)
+        assert taken.code == 0
+        assert "warning: no peer 'berln' is configured; configured are berlin" in taken.err
+    assert "warning" not in droprctl("-C", node, "pause", "berlin").err
+    assert "warning" not in droprctl("-C", node, "pause").err
 
 
 def test_a_drain_is_recorded_and_judged_by_what_is_left(node: Path, droprctl: Call) -> None:
