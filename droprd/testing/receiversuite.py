@@ -27,7 +27,8 @@ from droprd.testing.pushing import (
     frame_of,
     push_body_of,
     push_of,
-)from droprd.testing.receiving import MATCH_FRAMES, PEER, Receiving, WriterBackend
+)
+from droprd.testing.receiving import MATCH_FRAMES, PEER, Receiving, WriterBackend
 
 
 class ReceiverSuite:

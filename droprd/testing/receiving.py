@@ -1,7 +1,7 @@
 """A receiver's side of an inbox under test, as its peers and its consumers see it.
 
-`WriterBackend` is what `droprd.testing.receiversuite` needs of a store to try the rules of receiving
-on it; `Receiving` is one such inbox with its writer, pushed to and consumed from.
+`WriterBackend` is what `droprd.testing.receiversuite` needs of a store to try its rules
+on; `Receiving` is one such inbox with its writer, pushed to and consumed from.
 """
 
 from __future__ import annotations
