@@ -55,6 +55,11 @@ class Network:
         self.requests: list[Request] = []
         self.replies: list[Reply] = []
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self.requests or self.replies)
+
     def ask(self, request: Request) -> None:
         """Send a request; perhaps it never arrives, perhaps twice."""
         if self.calm or self._rng.random() > self.lossy:

@@ -180,6 +180,8 @@ def dead_letters(fs: SimFs) -> set[str]:
     for item in log.Walk(fs, fd, header.log_id, promised=log.read_published(fs, fd)):
         if isinstance(item, log.Damage):
             raise Violation("dead.log is damaged")
+        if not item.frame:
+            continue  # an operator took letters away
         note = entry.unpack_note(item.note)
         frame = frames.parse(item.frame, [v[0] for v in note["v"]])
         ids = frame.ids()

@@ -100,7 +100,7 @@ class World:
     def syncs(self) -> dict[str, int]:
         """How often each sync site was used."""
         total: dict[str, int] = {}
-        for machine in [*(n.machine for n in self.nodes), self.berlin]:
+        for machine in self._machines():
             for site, count in machine.disk.syncs.items():
                 total[site] = total.get(site, 0) + count
         return total
@@ -108,6 +108,9 @@ class World:
     def _sending_node(self, peer: str, disk: SimDisk, copy: Copy, producers: int) -> SendingNode:
         machine = Machine(peer, disk, self.time, self.rng, self.chaos)
         return SendingNode(machine, self.oracle, self.rng, copy, producers)
+
+    def _machines(self) -> list[Machine]:
+        return [*(node.machine for node in self.nodes), self.berlin]
 
     # -- running -------------------------------------------------------------------------------
 
@@ -159,10 +162,7 @@ class World:
         if self.rng.random() < 0.5 and machine.processes:
             self.rng.choice(machine.processes).die()
         else:
-            self._power_cut(machine)
-
-    def _power_cut(self, machine: Machine) -> None:
-        machine.power_cut()
+            machine.power_cut()
 
     def _run_others(self, fs: SimFs) -> None:
         draw = self.rng.random()
@@ -339,15 +339,20 @@ class World:
         """The faults stop."""
         self.chaos.quiet = True
         self.network.calm = True
-        for machine in [*(n.machine for n in self.nodes), self.berlin]:
+        for machine in self._machines():
             machine.power_cut()
-            machine.disk.full = False
+        if self.calamity == "receiver":
+            # What a restored receiver lacks of a lane is noticed with that lane's next message.
+            for node in self.nodes:
+                node.note_boot(self.oracle.now)
+                for lane in LANES:
+                    node.producers[0].send([lane], node.copy)
         for turn in range(DRAIN_TURNS):
             self.time.pass_s(1)
             for node in self.nodes:
                 self.run_sender(node)
                 self._operator(node)
-                if turn % 8 == 7 and node.sender is not None and not self._under_way():
+                if turn % 8 == 7 and node.sender is not None and not self.network.busy:
                     node.sender.give_up()
             for _ in range(4):
                 self.run_receiver()
@@ -359,15 +364,12 @@ class World:
         for node in self.nodes:
             assert node.sender is not None
             check_counts(node.sender)
-        for machine in [*(n.machine for n in self.nodes), self.berlin]:
+        for machine in self._machines():
             check_kept(machine)
         self._check_end()
 
-    def _under_way(self) -> bool:
-        return bool(self.network.requests or self.network.replies)
-
     def _is_drained(self) -> bool:
-        return not self._under_way() and all(
+        return not self.network.busy and all(
             node.sender is not None
             and node.sender.fs.alive
             and not node.sender.matches

@@ -133,7 +133,9 @@ def hunt(mutant: str, bounds: Mapping[str, int]) -> Result | None:
         for seed in range(seeds):
             result = run_one(simulation, seed, mutant)
             if result.failure:
-                return result
+                if not run_one(simulation, seed).failure:
+                    return result
+                continue  # a fault without the mutant too: `run_seeds` is there to tell of it
             is_used |= site in result.syncs
             if site and not is_used and seed >= UNUSED_SEEDS:
                 break
