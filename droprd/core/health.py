@@ -80,6 +80,8 @@ class Health:
 
 
 DEFAULTS: Final = Thresholds()
+# What a fresh process can mend. For all else, no restart helps.
+RESTART_HELPS: Final = frozenset({"not_merging"})
 
 
 def judge(status: Map, thresholds: Thresholds = DEFAULTS) -> Health:

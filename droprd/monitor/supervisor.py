@@ -37,6 +37,7 @@ from supervisor.states import ProcessStates
 from supervisor.xmlrpc import Faults
 
 from droprd import logs
+from droprd.core.health import RESTART_HELPS
 from droprd.errors import DroprdError
 from droprd.net.control import Control
 from droprd.settings.published import Published, find_node
@@ -45,8 +46,6 @@ from droprd.spool.layout import Layout
 log = logging.getLogger("droprd.monitor")
 
 HOUR_S = 3600.0
-# Reasons of core/health.py that a fresh process can mend.
-RESTART_HELPS = frozenset({"not_merging"})
 
 
 @dataclass(frozen=True, slots=True)
