@@ -4,7 +4,7 @@ Twice a second it looks at every stream (`droprd.spool.tending`), so that what c
 on stable storage within a second, and the leases of a dead consumer are free even if nobody else
 waits for them. It deletes whole segments whose messages are over (`droprd.spool.retention`), the
 waiting FIFOs of dead consumers, and parts of blobs that nobody has gone on with for a day; and it
-counts: channels, dead letters, bytes.
+counts: channels, dead letters, bytes. Where `[monitor] listen` is set, it serves health by HTTP.
 
 A store of another package (`[inbox] store`) looks after itself: then it only measures.
 
@@ -18,22 +18,30 @@ import asyncio
 import logging
 import os
 import resource
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from droprd import logs
 from droprd.core import rpc
 from droprd.core.claimops import Now
 from droprd.core.filling import Filling
+from droprd.core.filters import Selection
+from droprd.core.fixed import Fixed
+from droprd.model import Lane
 from droprd.spool.bells import Waiting
 from droprd.spool.handle import Spool
 from droprd.spool.inbox import channel_names
+from droprd.spool.inboxfixing import InboxFixer
 from droprd.spool.layout import Layout, split_inbox_blob_name
 from droprd.spool.plugins import FILES
 from droprd.spool.retention import DeadLetters, Retention
 from droprd.spool.seals import SealReader
 from droprd.spool.tending import StreamTender
 from droprd.workers import worker
+from droprd.workers.jobs import Jobs
 from droprd.workers.worker import Context
+
+if TYPE_CHECKING:
+    from droprd.workers.exporter import Exporter
 
 TICK_S = 0.5
 DELETE_EVERY_S = 1.0
@@ -92,6 +100,23 @@ class Janitor:
         if self._due("clean", at_s, CLEAN_EVERY_S):
             self._waiting.remove_orphans()
             self._remove_parts(now)
+
+    def fix(self, verb: str, selection: Selection, dry: bool) -> Iterator[Fixed]:
+        """Begin to revive or purge what an operator means."""
+        fixer = InboxFixer(self._spool, self._dead, lambda channel: self._waiting.ring([channel]))
+        return (fixer.purge if verb == "purge" else fixer.requeue)(selection, dry=dry)
+
+    async def take_letters(self, params: rpc.Params) -> dict[str, Any]:
+        """Note that the receiver has appended these letters again."""
+        self._dead.take(
+            [
+                (Lane(*lane), [(bytes(f), list(of)) for f, of in letters], str(why))
+                for lane, letters, why in params["taken"]
+            ]
+        )
+        if params.get("last"):
+            self._dead.tidy()
+        return {}
 
     def close(self) -> None:
         """Close all files."""
@@ -204,6 +229,15 @@ def _tree_bytes(path: str, context: Context) -> int:
     return total
 
 
+def _exporter(context: Context) -> Exporter | None:
+    """What serves health by HTTP, if that is wanted; else its libraries are not even imported."""
+    if not context.settings.monitor.listen:
+        return None
+    from droprd.workers.exporter import Exporter
+
+    return Exporter(context.settings.control.socket, context.settings.monitor.listen)
+
+
 async def serve(context: Context) -> None:
     """Be the janitor until told to stop."""
     # A few files are open for each channel and priority.
@@ -211,21 +245,38 @@ async def serve(context: Context) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     janitor = Janitor(context)
     loop = asyncio.get_running_loop()
+    exporter = _exporter(context)
 
     async def reload(params: rpc.Params) -> dict[str, Any]:
-        return {}  # each tick reads the settings afresh
+        # Each tick reads the settings afresh; only an address is not left by itself.
+        nonlocal exporter
+        if (exporter.listen if exporter else "") != context.settings.monitor.listen:
+            if exporter is not None:
+                await exporter.close()
+            exporter = _exporter(context)
+        return {}
+
+    def look() -> None:
+        gauges = janitor.tick(loop.time())
+        if exporter is not None and exporter.problem:
+            gauges["problems"].append(exporter.problem)
+        context.gauges(gauges)
 
     context.on("reload", reload)
+    context.on("fix", Jobs(janitor.fix, context.beat).fix)
+    context.on("take_letters", janitor.take_letters)
     try:
-        context.gauges(janitor.tick(loop.time()))
+        look()
         context.ready()
         while not context.stopping.is_set():
             try:
                 await asyncio.wait_for(context.stopping.wait(), TICK_S)
             except TimeoutError:
-                context.gauges(janitor.tick(loop.time()))
+                look()
                 context.beat()
     finally:
+        if exporter is not None:
+            await exporter.close()
         janitor.close()
 
 
