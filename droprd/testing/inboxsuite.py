@@ -6,10 +6,8 @@ For whoever makes a store: subclass `InboxStoreSuite` in a test module, and say 
 
 from __future__ import annotations
 
-import select
 import threading
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -18,70 +16,17 @@ import pytest
 from droprd.client.inbox import Inbox
 from droprd.client.message import Message
 from droprd.errors import InvalidName, LeaseLost, SpoolCorrupt, UsageError
-from droprd.settings.values import ChannelSettings
 from droprd.spool.inbox import InboxStore
+from droprd.testing.consumers import ImpatientInbox, OrderedInbox, bodies
 from droprd.testing.inboxes import Backend, eventually
 from droprd.testing.inboxstory import Story
+from droprd.testing.inboxwaiting import WaitingRules
+
+__all__ = ["ImpatientInbox", "InboxStoreSuite", "OrderedInbox", "bodies"]
 
 
-def bodies(messages: list[Message]) -> list[bytes]:
-    """What the messages say."""
-    return [message.body for message in messages]
-
-
-class OrderedInbox(Inbox):
-    """An inbox whose channels are all ordered."""
-
-    def _policy(self, channel: str) -> ChannelSettings:
-        return ChannelSettings(max_attempts=3, ordered=True)
-
-
-class ImpatientInbox(Inbox):
-    """An inbox whose channels allow two attempts."""
-
-    def _policy(self, channel: str) -> ChannelSettings:
-        return ChannelSettings(max_attempts=2)
-
-
-class InboxStoreSuite:
+class InboxStoreSuite(WaitingRules):
     """Subclass it, name the subclass `Test…`, and override `make`."""
-
-    def make(self, tmp_path: Path) -> Backend:
-        """An empty inbox, below `tmp_path` if it needs files."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def backend(self, tmp_path: Path) -> Backend:
-        return self.make(tmp_path)
-
-    @pytest.fixture
-    def stores(self) -> list[InboxStore]:
-        return []
-
-    @pytest.fixture
-    def consumer(
-        self, backend: Backend, stores: list[InboxStore]
-    ) -> Iterator[Callable[..., Inbox]]:
-        """Opens consumers, and closes them after the test; `stores` are theirs, in order."""
-        opened: list[Inbox] = []
-
-        def open_store() -> InboxStore:
-            stores.append(backend.open())
-            return stores[-1]
-
-        def make(kind: type[Inbox] = Inbox) -> Inbox:
-            opened.append(kind(store=open_store))
-            return opened[-1]
-
-        yield make
-        for inbox in opened:
-            if inbox._opened is not None and inbox._opened[0] not in self.killed(backend):
-                inbox.close()
-
-    def killed(self, backend: Backend) -> list[InboxStore]:
-        """The stores that the test has killed."""
-        killed: list[InboxStore] = getattr(backend, "killed", [])
-        return killed
 
     # Receiving
 
@@ -345,139 +290,6 @@ class InboxStoreSuite:
             first.ack(messages)
         stolen.ack()
         assert second.receive("sites") == []
-
-    # Time
-
-    def test_an_expired_message_is_not_delivered(
-        self, backend: Backend, stores: list[InboxStore], consumer: Callable[..., Inbox]
-    ) -> None:
-        backend.deliver([b"late"], ttl_ms=50, elapsed_ms=50)
-        backend.deliver([b"good"], ttl_ms=3_600_000, elapsed_ms=50)
-        assert bodies(consumer().receive("sites")) == [b"good"]
-        assert stores[0].streams("sites", again=True)[0].look().counts["expired"] == 1
-
-    def test_a_delayed_message_is_waited_for_and_holds_up_nobody(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        backend.deliver([b"later"], delay_ms=400, elapsed_ms=100)
-        backend.deliver([b"now"])
-        inbox = consumer()
-        assert bodies(inbox.receive("sites")) == [b"now"]
-        (later,) = inbox.receive("sites", wait_s=10)
-        assert (later.body, later.attempt) == (b"later", 1)
-
-    # Ordered channels
-
-    def test_an_ordered_channel_has_one_consumer_at_a_time(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        backend.deliver([b"1", b"2"])
-        backend.deliver([b"urgent"], priority=1)
-        first, second = consumer(OrderedInbox), consumer(OrderedInbox)
-        (message,) = first.receive("sites", max_messages=1)
-        assert message.body == b"urgent"
-        assert second.receive("sites") == []
-        (another,) = first.receive("sites", max_messages=1)
-        got: list[Message] = []
-        waiting = threading.Thread(target=lambda: got.extend(second.receive("sites", wait_s=10)))
-        waiting.start()
-        eventually(lambda: bool(second._sleepers))
-        first.ack([message, another])
-        waiting.join(4)
-        assert bodies(got) == [b"2"]
-
-    def test_in_an_ordered_channel_a_nacked_head_blocks_its_sender_only(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        backend.deliver([b"h1", b"h2"], sender="hamburg")
-        backend.deliver([b"b1"], sender="berlin")
-        backend.deliver([b"h3"], sender="hamburg")
-        inbox = consumer(OrderedInbox)
-        inbox.receive("sites", max_messages=1)[0].nack(delay_s=0.3)
-        assert bodies(inbox.receive("sites")) == [b"b1"]
-        assert inbox.receive("sites") == []
-        assert bodies(inbox.receive("sites", wait_s=10)) == [b"h1", b"h2", b"h3"]
-
-    # Waiting
-
-    def test_a_channel_that_does_not_exist_yet_is_waited_for(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        inbox = consumer()
-        assert inbox.receive("sites") == []
-        got: list[Message] = []
-        waiting = threading.Thread(target=lambda: got.extend(inbox.receive("sites", wait_s=10)))
-        waiting.start()
-        eventually(lambda: bool(inbox._sleepers))
-        backend.deliver([b"first"])
-        waiting.join(4)
-        assert bodies(got) == [b"first"]
-
-    def test_threads_of_one_inbox_wake_each_other(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        inbox = consumer()
-        got: dict[str, list[bytes]] = {"a": [], "b": []}
-
-        def work(channel: str) -> None:
-            got[channel] += bodies(inbox.receive(channel, wait_s=10))
-
-        threads = [threading.Thread(target=work, args=(channel,)) for channel in got]
-        for thread in threads:
-            thread.start()
-        eventually(lambda: len(inbox._sleepers) == 2)
-        backend.deliver([b"for b"], channel="b")
-        threads[1].join(4)
-        backend.deliver([b"for a"], channel="a")
-        threads[0].join(4)
-        assert got == {"a": [b"for a"], "b": [b"for b"]}
-
-    def test_a_nack_wakes_another_thread_of_the_same_inbox(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        backend.deliver([b"1"])
-        inbox = consumer()
-        (message,) = inbox.receive("sites")
-        got: list[Message] = []
-        waiting = threading.Thread(target=lambda: got.extend(inbox.receive("sites", wait_s=10)))
-        waiting.start()
-        eventually(lambda: bool(inbox._sleepers))
-        message.nack()
-        waiting.join(4)
-        assert bodies(got) == [b"1"]
-
-    def test_its_descriptor_becomes_readable_when_something_comes(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        inbox = consumer()
-        assert inbox.receive("sites") == []
-        assert not select.select([inbox.fileno()], [], [], 0)[0]
-        backend.deliver([b"1"])
-        assert select.select([inbox.fileno()], [], [], 10)[0]
-        assert bodies(inbox.receive("sites")) == [b"1"]
-        assert not select.select([inbox.fileno()], [], [], 0)[0]
-
-    def test_many_threads_get_every_message_once(
-        self, backend: Backend, consumer: Callable[..., Inbox]
-    ) -> None:
-        for start in range(0, 2000, 50):
-            backend.deliver([b"%d" % n for n in range(start, start + 50)])
-        inboxes = [consumer(), consumer()]
-        got: list[bytes] = []
-        turns = count()
-
-        def work() -> None:
-            inbox = inboxes[next(turns) % 2]
-            while messages := inbox.receive("sites", max_messages=30, wait_s=0.3):
-                got.extend(bodies(messages))
-                inbox.ack(messages)
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert sorted(map(int, got)) == list(range(2000))
 
     @pytest.mark.parametrize("seed", range(4))
     def test_whatever_consumers_do_each_message_ends_once(
