@@ -25,19 +25,19 @@ from types import TracebackType
 from droprd.client.message import ACKED, LEASED, NACKED, REJECTED, Held, Message
 from droprd.client.settling import by_lease, disk, lost_leases, seconds_ns
 from droprd.client.stores import open_inbox_store
-from droprd.client.taking import Look, Policy, Taker
+from droprd.client.taking import Look, Policy, Taker, asked_for
+from droprd.client.unsynced import Unsynced
 from droprd.core import claimops, leasing
 from droprd.core.claimops import Now, Op, Range
 from droprd.core.claims import Claims
 from droprd.errors import SpoolBusy, UsageError
-from droprd.model import Clock, check_name
+from droprd.model import Clock
 from droprd.settings.published import Public, Published, find_node
 from droprd.spool.claims import LOCK_TIMEOUT_S
 from droprd.spool.clock import SystemClock
 from droprd.spool.inbox import InboxStore, Stream
 from droprd.spool.layout import Layout
 
-SYNC_EVERY_S = 0.02
 LOCK_TURN_S = 0.1
 REASON_CHARS_MAX = 1024
 WALL_CLOCK_PARTED_NS = 300_000_000_000
@@ -90,8 +90,7 @@ class Inbox:
         self._mutex = threading.RLock()
         self._opened = None
         self._heard: set[str] = set()
-        self._dirty: set[Stream] = set()
-        self._dirty_since_s = 0.0
+        self._unsynced = Unsynced()
         self._sleepers: set[int] = set()
 
     def __enter__(self) -> Inbox:
@@ -139,13 +138,13 @@ class Inbox:
         Raises: InvalidName, UsageError; SpoolCorrupt if nothing came and claims of these channels
             cannot be read; SpoolNotReady, SpoolFull if they cannot be written.
         """
-        names = self._check_channels(channels, max_messages)
+        names = asked_for(channels, max_messages)
         lease_ns = seconds_ns(lease_s, "lease_s", least=0.001)
         until_s = time.monotonic() + seconds_ns(wait_s, "wait_s") / 1e9
         while True:
             with self._mutex:
                 store, taker = self._enter()
-                self._sync_if_due()
+                self._unsynced.sync_if_due()
                 if not self._heard.issuperset(names):
                     store.hear(names)
                     self._heard.update(names)
@@ -168,7 +167,7 @@ class Inbox:
 
         The messages can be read but not settled. Raises: as `receive`.
         """
-        names = self._check_channels(channels, max_messages)
+        names = asked_for(channels, max_messages)
         with self._mutex:
             _, taker = self._enter()
             look = Look(self._now(), 0, max_messages)
@@ -204,7 +203,7 @@ class Inbox:
         """Bring everything settled so far to stable storage. Raises: SpoolNotReady, SpoolFull."""
         with self._mutex:
             self._enter()
-            self._sync()
+            self._unsynced.sync()
 
     def close(self) -> None:
         """End the leases still held (their messages come again, each alone), sync, and leave."""
@@ -216,7 +215,7 @@ class Inbox:
                 try:
                     with disk("the inbox cannot be left in order"):
                         self._give_back(store, taker)
-                        self._sync()
+                        self._unsynced.sync()
                 finally:
                     self._closed = True
                     self._opened = None
@@ -309,7 +308,7 @@ class Inbox:
             stream.append([op(lease, ranges, now)])
         for m in messages:
             m._state = state
-        self._mark_dirty(stream)
+        self._unsynced.add(stream)
         # Acks free nobody's way but in an ordered channel; what goes back may be wanted.
         freed = lease not in claims.leases and self._policy(stream.channel).ordered
         if state == NACKED or freed:
@@ -321,9 +320,7 @@ class Inbox:
 
     def _wait(self, store: InboxStore, timeout_s: float, look: Look) -> None:
         """Sleep until something may have changed. Other threads' rings wake us by `wakeup`."""
-        if self._dirty:
-            due_s = self._dirty_since_s + SYNC_EVERY_S - time.monotonic()
-            timeout_s = min(timeout_s, max(0.0, due_s))
+        timeout_s = self._unsynced.wait_at_most(timeout_s)
         wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             with self._mutex:
@@ -353,14 +350,6 @@ class Inbox:
             self._opened = store, taker
         return self._opened
 
-    def _check_channels(self, channels: Sequence[str], max_messages: int) -> list[str]:
-        if not channels:
-            raise UsageError("no channel to receive from", hint="name at least one")
-        if not isinstance(max_messages, int) or max_messages < 1:
-            raise UsageError(f"max_messages={max_messages!r} is not possible", hint="ask for 1")
-        names = dict.fromkeys(channels)
-        return [name if name in self._heard else check_name(name, "channel") for name in names]
-
     def _policy(self, channel: str) -> Policy:
         if self._published is None:
             return Public().channel(channel)
@@ -371,21 +360,6 @@ class Inbox:
         boot_ns, wall_ns = self._clock.boot_ns(), self._clock.wall_ns()
         held = abs(wall_ns - boot_ns - self._parted_ns) > WALL_CLOCK_PARTED_NS
         return Now(self._clock.boot_id(), boot_ns, wall_ns, held)
-
-    def _mark_dirty(self, stream: Stream) -> None:
-        if not self._dirty:
-            self._dirty_since_s = time.monotonic()
-        self._dirty.add(stream)
-
-    def _sync_if_due(self) -> None:
-        """What was settled longest ago waits for a sync no longer than that, and one serves all."""
-        if self._dirty and time.monotonic() - self._dirty_since_s >= SYNC_EVERY_S:
-            self._sync()
-
-    def _sync(self) -> None:
-        with disk("what was settled cannot be brought to stable storage"):
-            while self._dirty:
-                self._dirty.pop().sync()
 
     def _give_back(self, store: InboxStore, taker: Taker) -> None:
         now = self._now()
@@ -401,7 +375,7 @@ class Inbox:
             finally:
                 stream.release()
             if ours:
-                self._mark_dirty(stream)
+                self._unsynced.add(stream)
                 store.ring([stream.channel])
 
     def _blob_path(self, sender: str, frame_id: bytes) -> str:

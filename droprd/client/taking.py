@@ -21,7 +21,8 @@ from droprd.client.message import Held, Message, Settler
 from droprd.core import claimops, leasing
 from droprd.core.claimops import Now
 from droprd.core.claims import Claims
-from droprd.errors import SpoolBusy, SpoolCorrupt
+from droprd.errors import SpoolBusy, SpoolCorrupt, UsageError
+from droprd.model import check_name
 from droprd.spool.inbox import InboxStore, Stream
 
 LOCK_TIMEOUT_S = 0.25
@@ -271,3 +272,12 @@ def _messages(held: Held, choice: leasing.Choice) -> list[Message]:
         for pick in choice.picks
         for seq in range(pick.first, pick.end)
     ]
+
+
+def asked_for(channels: Sequence[str], max_messages: int) -> list[str]:
+    """The channels somebody wants to receive from, each once. Raises: InvalidName, UsageError."""
+    if not channels:
+        raise UsageError("no channel to receive from", hint="name at least one")
+    if not isinstance(max_messages, int) or max_messages < 1:
+        raise UsageError(f"max_messages={max_messages!r} is not possible", hint="ask for 1")
+    return [check_name(name, "channel") for name in dict.fromkeys(channels)]
