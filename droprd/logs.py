@@ -7,6 +7,10 @@ container does that). Values are escaped, so that no text from outside starts a 
     event(log, logging.INFO, "worker ready", worker="sender", pid=4711)
     → time=2026-01-31T12:00:00.123Z level=info process=angel event="worker ready" worker=sender …
 
+What repeats itself is left out: of the same event about the same thing there are at most ten lines
+a minute, and the next one after that says how many were `left_out`. So neither a peer that fails
+nor a worker that crashes in a loop fills a disk. What operators do is never left out.
+
 Under systemd (`auto`) a line begins with the level as `<6>` instead of time and level: the journal
 has both already (sd-daemon(3)).
 """
@@ -19,9 +23,17 @@ import logging
 import os
 import re
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@+%,<>*~=-]+\Z")
+LINES_MAX = 10
+WINDOW_S = 60.0
+_KEYS_MAX = 1000
+_ABOUT = ("peer", "worker", "channel", "state", "reason", "code")  # what makes events different
+_ALWAYS = frozenset({"command"})  # who changed what: an audit has no gaps
 _SYSLOG = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
@@ -40,9 +52,48 @@ def set_up(process: str, *, level: str = "info", form: str = "auto") -> None:
     handler = logging.StreamHandler(sys.stderr)
     journal = form == "auto" and "JOURNAL_STREAM" in os.environ
     handler.setFormatter(_Formatter(process, as_json=form == "json", journal=journal))
+    handler.addFilter(Repeats(time.monotonic))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+@dataclass(slots=True)
+class _Window:
+    began_s: float
+    lines: int = 0
+    left_out: int = 0
+
+
+class Repeats(logging.Filter):
+    """Lets `LINES_MAX` lines of the same event about the same thing pass in `WINDOW_S` seconds."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        super().__init__()
+        self._now_s = now_s
+        self._windows: dict[tuple[Any, ...], _Window] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this line is written. Adds `left_out` to the first one after a gap."""
+        what = record.getMessage()
+        if what in _ALWAYS or record.levelno >= logging.CRITICAL:
+            return True
+        fields = getattr(record, "fields", {})
+        key = (record.levelno, what, *(fields.get(name) for name in _ABOUT))
+        now_s = self._now_s()
+        window = self._windows.get(key)
+        if window is None or now_s - window.began_s >= WINDOW_S:
+            if window is not None and window.left_out:
+                record.fields = {**fields, "left_out": window.left_out}
+            window = self._windows[key] = _Window(now_s)
+            if len(self._windows) > _KEYS_MAX:
+                # The oldest begin anew: texts that are all different repeat nothing.
+                del self._windows[next(iter(self._windows))]
+        window.lines += 1
+        if window.lines > LINES_MAX:
+            window.left_out += 1
+            return False
+        return True
 
 
 class _Formatter(logging.Formatter):

@@ -36,6 +36,7 @@ from droprd.workers import worker
 from droprd.workers.cargo import LaneCargo, Mode
 from droprd.workers.clockwatch import ClockWatch
 from droprd.workers.courier import Courier, Node
+from droprd.workers.statelog import PeerStates
 from droprd.workers.tally import Tally
 from droprd.workers.worker import Context
 
@@ -84,6 +85,7 @@ class Sender:
         self._round_at = self._loop.time()
         self._tended_at = self._loop.time()
         self._unmerged_bytes = 0
+        self._peer_states = PeerStates()
         self._full = ""
         self._leaving = False
         self._clock_watch = ClockWatch(self._store, self._node.name)
@@ -268,7 +270,14 @@ class Sender:
                 self._store.tend(space_wanted=bool(self._full) or self._is_tight())
                 self._tended_at = self._loop.time()
             self._clock_watch.look(now, self._couriers.values())
-            self._context.gauges(self._gauges(now))
+            gauges = self._gauges(now)
+            self._context.gauges(gauges)
+            self._peer_states.look(
+                {
+                    name: (one["state"], one["last_error"] or "")
+                    for name, one in gauges["peers"].items()
+                }
+            )
             await asyncio.sleep(TICK_S)
 
     def _look_at_room(self) -> None:

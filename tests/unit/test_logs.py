@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -55,3 +56,49 @@ def test_the_level_holds(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("angel", level="error")
     logs.event(logging.getLogger("x"), logging.WARNING, "no")
     assert capsys.readouterr().err == ""
+
+
+def test_what_repeats_itself_is_left_out_and_counted() -> None:
+    now_s = [0.0]
+    repeats = logs.Repeats(lambda: now_s[0])
+    fields: list[dict[str, object]] = []
+
+    def line(what: str = "push failed", **about: object) -> bool:
+        record = logging.LogRecord("x", logging.WARNING, "", 0, what, None, None)
+        vars(record)["fields"] = about
+        passed = repeats.filter(record)
+        if passed:
+            fields.append(vars(record)["fields"])
+        return passed
+
+    passed = [line(peer="berlin", next_try_s=n) for n in range(1000)]
+    assert sum(passed) == logs.LINES_MAX
+    assert line(peer="kiel"), "another peer is another thing"
+    assert line("worker ended", peer="berlin"), "and so is another event"
+    now_s[0] = logs.WINDOW_S
+    assert line(peer="berlin")
+    assert fields[-1] == {"peer": "berlin", "left_out": 1000 - logs.LINES_MAX}
+    assert all(line("command", user="ann") for _ in range(100)), "an audit has no gaps"
+
+
+def test_texts_that_are_all_different_cost_no_memory() -> None:
+    repeats = logs.Repeats(lambda: 0.0)
+    for n in range(5000):
+        record = logging.LogRecord("x", logging.WARNING, "", 0, f"text {n}", None, None)
+        assert repeats.filter(record)
+    assert len(repeats._windows) <= 1000
+
+
+def test_keys_are_the_same_in_every_form(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    seen = []
+    for form in ("text", "json"):
+        logs.set_up("sender", form=form)
+        logs.event(
+            logging.getLogger("x"), logging.WARNING, "peer throttled", peer="berlin", why="x"
+        )
+        seen.append(capsys.readouterr().err)
+    assert list(json.loads(seen[1])) == ["time", "level", "process", "event", "peer", "why"]
+    assert re.findall(r"(\w+)=", seen[0]) == list(json.loads(seen[1]))
