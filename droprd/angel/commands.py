@@ -5,6 +5,8 @@
     pause {target, receiving, for_s, reason}  resume {target}  drain {target}
     retry {peer}  peer_reset {peer, mode}   passed on to the sender
     accept_clock                            passed on to all workers: believe the wall clock again
+    fix {worker, verb, selection, dry} or   requeue and purge: one job of a worker, a slice a call,
+        {worker, verb, job}                 until `job` in the answer is nil
     reload  restart {worker}  stop          the daemon itself
 
 A target is "", PEER, PEER/CHANNEL or PEER/CHANNEL/PRIORITY. What changes the node is on disk
@@ -14,13 +16,16 @@ before it is answered.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from droprd import logs
 from droprd.angel.angel import Angel
 from droprd.angel.control import Call, Method
 from droprd.core import rpc
+from droprd.core.filters import from_map
 from droprd.core.status import SCHEMA, why_peer
 from droprd.errors import DroprdError, InvalidName, UnknownPeer, UsageError
 from droprd.model import check_name, check_priority
@@ -28,9 +33,12 @@ from droprd.spool.state import Pause, Wishes
 
 RESET_DEADLINE_S = 120.0
 RELOAD_DEADLINE_S = 40.0
+FIX_DEADLINE_S = 30.0
 # A drain answers once no send() that began before it is still under way.
 GATE_WITHIN_S = 10.0
 _GATE_LOOK_S = 0.02
+
+log = logging.getLogger("droprd.angel")
 
 
 def methods(angel: Angel) -> dict[str, Method]:
@@ -48,6 +56,7 @@ def methods(angel: Angel) -> dict[str, Method]:
         "retry": Method(commands.retry),
         "peer_reset": Method(commands.peer_reset, deadline_s=RESET_DEADLINE_S),
         "accept_clock": Method(commands.accept_clock),
+        "fix": Method(commands.fix, deadline_s=FIX_DEADLINE_S, logs=False),
         "reload": Method(commands.reload, deadline_s=RELOAD_DEADLINE_S),
         "restart": Method(commands.restart),
         "stop": Method(commands.stop),
@@ -204,6 +213,46 @@ class _Commands:
 
     def accept_clock(self, call: Call) -> None:
         self._angel.tell("accept_clock", {}, lambda told: call.answer({"workers": sorted(told)}))
+
+    def fix(self, call: Call) -> None:
+        worker, verb = _text(call, "worker"), _text(call, "verb")
+        if worker not in self._angel.workers or verb not in ("requeue", "purge"):
+            raise UsageError(f"the {worker} cannot {verb}")
+        selection = call.params.get("selection")
+        what = "" if selection is None else from_map(selection).summary()
+        params = {k: v for k, v in call.params.items() if k in ("verb", "selection", "dry", "job")}
+
+        def answered(response: rpc.Response) -> None:
+            done = response.result if response.error is None else {}
+            audit(done, response.error)
+            if not done.get("taken"):
+                call.pass_on(response)
+                return
+
+            # Appended again by the receiver; the janitor notes that they are no dead letters now.
+            def noted(note: rpc.Response) -> None:
+                call.pass_on(response if note.error is None else note)
+
+            taken = {"taken": done["taken"]}
+            self._angel.workers["janitor"].call("take_letters", taken, FIX_DEADLINE_S / 3, noted)
+
+        def audit(done: Mapping[str, Any], error: rpc.RpcError | None) -> None:
+            is_first, is_last = selection is not None, error or done.get("job") is None
+            if call.params.get("dry") or not (is_first or is_last):
+                return
+            logs.event(
+                log,
+                logging.INFO,
+                verb,
+                user=call.caller.name,
+                worker=worker,
+                what=what or None,
+                messages=done.get("messages"),
+                done="no" if error or done.get("job") is not None else "yes",
+                why=None if error is None else error.what,
+            )
+
+        self._angel.workers[worker].call("fix", params, FIX_DEADLINE_S / 2, answered)
 
     def _sender(
         self, call: Call, method: str, params: Mapping[str, Any], deadline_s: float

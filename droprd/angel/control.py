@@ -88,6 +88,7 @@ class Method:
     do: Callable[[Call], None]
     changes: bool = True
     deadline_s: float = 5.0
+    logs: bool = True  # who called it with what; else it logs for itself
 
 
 class Control:
@@ -256,7 +257,7 @@ class _Connection:
                 )
             )
 
-        if method.changes:
+        if method.changes and method.logs:
             logs.event(
                 log,
                 logging.INFO,

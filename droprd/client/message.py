@@ -85,7 +85,8 @@ class Message:
         """A value that belongs to this message alone."""
         frame = self._frame
         if not frame.info.maps_bytes:
-            return None
+            # What all of one message share is its own.
+            return frame.shared.get(key) if frame.info.messages == 1 else None
         return frame.singles.get(self._index, {}).get(key)
 
     @property

@@ -335,6 +335,8 @@ class Frame:
         if self.info.maps_bytes:
             for index, single in self.singles.items():
                 ids[index] = single.get("i", ids[index])
+        elif self.info.messages == 1 and self.info.shared_bytes:
+            ids[0] = self.shared.get("i", ids[0])
         return ids
 
     def _tables(self) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:

@@ -10,8 +10,11 @@ Pure: no file, no clock. Memory grows with the number of lanes and journals, nev
     boots      [boot id…]                                      the order of boots; our own is last
     merge      runs, lanes, bad                                journals' ranges went into lanes
     settle     lane, head, pos, skips, counts, bytes, ids      a receipt; with skips, a rebase
-    replay     lane, head, pos, messages, bytes                an operator sends settled ones again
+    replay     lane, head, pos, counts, bytes, ids             an operator sends settled ones again
     void       lane, frame id, [[index, reason]…]              these bodies will not be sent
+    purge      lane, [[start, end]…], bytes                    nor those of the frames that begin in
+                                                               these ranges, as an operator wants
+    letters    op, [[lane, [[frame id, indexes]…], reason]…]   dead letters an operator took away
     hold       lane, reason | nil                              the lane waits for an operator
     synced     [[lane, pos]…]                                  lanes' data and names are on disk
     gone       [journal…]                                      these names are deleted, durably
@@ -21,15 +24,20 @@ Pure: no file, no clock. Memory grows with the number of lanes and journals, nev
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from droprd.core.entry import FILE_HEADER_BYTES
+from droprd.core.frame import Frame
 from droprd.errors import BadData
 from droprd.model import GENESIS, Head, Lane
 
 RECEIPTS_MAX = 512
+CLOSED_MAX = 16_384
+PURGED = "purged"
+REQUEUED = "requeued"
 DUMP_VERSION = 1
 
 
@@ -41,6 +49,7 @@ class Pos(NamedTuple):
 
 
 START = Pos(1, FILE_HEADER_BYTES)
+END = Pos(1 << 62, 0)
 
 
 class Receipt(NamedTuple):
@@ -81,7 +90,7 @@ def count_as(reason: str) -> Counts:
     """How a message voided for `reason` is counted once the receiver has stored the void."""
     if reason == "expired":
         return Counts(expired=1)
-    if reason == "purged":
+    if reason in (PURGED, REQUEUED):  # of the latter, the message is counted anew
         return Counts(purged=1)
     return Counts(dead=1)
 
@@ -102,6 +111,7 @@ class LaneState:
     skips: list[Skip] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=lambda: [Receipt(GENESIS, START)])
     voids: dict[bytes, dict[int, str]] = field(default_factory=dict)
+    purges: list[tuple[Pos, Pos]] = field(default_factory=list)
     hold: str | None = None
 
     @property
@@ -120,6 +130,38 @@ class LaneState:
             if skip.start <= pos < skip.end:
                 return skip
         return None
+
+    def is_purged(self, pos: Pos) -> bool:
+        """Whether an operator has purged the whole frame that begins at `pos`."""
+        at = bisect_right(self.purges, (pos, END)) - 1
+        return at >= 0 and pos < self.purges[at][1]
+
+    def voids_at(self, pos: Pos, frame_id: bytes, messages: int) -> dict[int, str]:
+        """Which messages of the frame at `pos` will not be sent, and why."""
+        voids = dict(self.voids.get(frame_id, ()))
+        if self.purges and self.is_purged(pos):
+            for index in range(messages):
+                voids.setdefault(index, PURGED)
+        return voids
+
+    def bytes_at(self, pos: Pos, frame: Frame) -> int:
+        """What the frame at `pos` counts in `queued_bytes`: what was purged no longer does."""
+        info = frame.info
+        if self.purges and self.is_purged(pos):
+            return 0
+        purged = [i for i, why in self.voids.get(info.frame_id, {}).items() if why == PURGED]
+        if info.is_blob:
+            return 0 if purged else info.bodies_bytes
+        return info.bodies_bytes - sum(frame.lengths[i] for i in purged)
+
+    def _purge(self, ranges: Iterable[tuple[Pos, Pos]]) -> None:
+        joined: list[tuple[Pos, Pos]] = []
+        for start, end in sorted([*self.purges, *ranges]):
+            if joined and start <= joined[-1][1]:
+                joined[-1] = joined[-1][0], max(end, joined[-1][1])
+            else:
+                joined.append((start, end))
+        self.purges = joined
 
 
 class MergedLane(NamedTuple):
@@ -148,13 +190,19 @@ class Merge(NamedTuple):
 
 
 class OutboxState:
-    """All lanes and journals as the notes applied so far say."""
+    """All lanes and journals as the notes applied so far say.
+
+    `closed` are the newest settled frames of which some messages were not delivered, and why;
+    `letters_op` is the last change of dead.log that the counts follow.
+    """
 
     def __init__(self) -> None:
         self.lanes: dict[Lane, LaneState] = {}
         self.merged: dict[str, int] = {}
         self.boots: list[bytes] = []
         self.unsynced: list[Merge] = []
+        self.closed: dict[bytes, dict[int, str]] = {}
+        self.letters_op = b""
 
     def lane(self, lane: Lane) -> LaneState:
         """The state of a lane, made when first asked for."""
@@ -204,6 +252,7 @@ class OutboxState:
         counts: Sequence[int],
         settled_bytes: int,
         ids: Sequence[bytes],
+        delivered: Sequence[bytes] = (),
     ) -> None:
         state = self.lane(Lane(*lane))
         state.acked = Head(*head)
@@ -213,7 +262,13 @@ class OutboxState:
         state.ended = state.ended.plus(Counts(*counts))
         state.queued_bytes = max(0, state.queued_bytes - settled_bytes)
         for frame_id in ids:
+            reasons = state.voids.pop(frame_id, None)
+            if reasons:
+                self.closed[frame_id] = reasons
+        for frame_id in delivered:
             state.voids.pop(frame_id, None)
+        while len(self.closed) > CLOSED_MAX:
+            del self.closed[next(iter(self.closed))]
         state.receipts.append(Receipt(state.acked, state.cursor))
         if len(state.receipts) > RECEIPTS_MAX:
             half = RECEIPTS_MAX // 2
@@ -226,8 +281,9 @@ class OutboxState:
         lane: Sequence[Any],
         head: Sequence[Any],
         pos: Sequence[int],
-        messages: int,
+        counts: int | Sequence[int],
         replayed_bytes: int,
+        ids: Sequence[bytes] = (),
     ) -> None:
         state = self.lane(Lane(*lane))
         state.acked = Head(*head)
@@ -235,14 +291,35 @@ class OutboxState:
         state.receipts = [r for r in state.receipts if r.head.number < state.acked.number]
         state.receipts.append(Receipt(state.acked, state.cursor))
         state.skips = [s for s in state.skips if s.number <= state.acked.number]
-        state.ended = state.ended.plus(Counts(delivered=-messages))
+        undone = Counts(counts) if isinstance(counts, int) else Counts(*counts)
+        state.ended = state.ended.plus(Counts(*(-n for n in undone)))
         state.queued_bytes += replayed_bytes
+        for frame_id in ids:
+            reasons = self.closed.pop(frame_id, None)
+            if reasons:
+                state.voids[frame_id] = reasons
         state.hold = None
 
     def _void(self, lane: Sequence[Any], frame_id: bytes, voids: Sequence[Sequence[Any]]) -> None:
         known = self.lane(Lane(*lane)).voids.setdefault(frame_id, {})
         for index, reason in voids:
             known.setdefault(index, reason)
+
+    def _purge(
+        self, lane: Sequence[Any], ranges: Sequence[Sequence[Any]], purged_bytes: int
+    ) -> None:
+        state = self.lane(Lane(*lane))
+        state._purge((Pos(*start), Pos(*end)) for start, end in ranges)
+        state.queued_bytes = max(0, state.queued_bytes - purged_bytes)
+
+    def _letters(self, op: bytes, taken: Sequence[Sequence[Any]]) -> None:
+        self.letters_op = op
+        for lane, letters, reason in taken:
+            state = self.lane(Lane(*lane))
+            for frame_id, indexes in letters:
+                state.ended = state.ended.plus(Counts(purged=len(indexes), dead=-len(indexes)))
+                closed = self.closed.setdefault(frame_id, {})
+                closed.update(dict.fromkeys(indexes, reason))
 
     def _hold(self, lane: Sequence[Any], reason: str | None) -> None:
         self.lane(Lane(*lane)).hold = reason
@@ -266,6 +343,7 @@ class OutboxState:
         state.tail = max(state.tail, Pos(segment, FILE_HEADER_BYTES))
         state.cursor = max(state.cursor, Pos(segment, FILE_HEADER_BYTES))
         state.synced = max(state.synced, Pos(segment, FILE_HEADER_BYTES))
+        state.purges = [p for p in state.purges if p[1] > Pos(segment, 0)]
 
     def _checkpoint(self, dump: dict[str, Any]) -> None:
         if dump["version"] != DUMP_VERSION:
@@ -273,6 +351,8 @@ class OutboxState:
         self.boots = list(dump["boots"])
         self.merged = dict(dump["merged"])
         self.unsynced = []
+        self.closed = {frame_id: dict(reasons) for frame_id, reasons in dump.get("closed", ())}
+        self.letters_op = dump.get("letters_op", b"")
         self.lanes = {}
         for raw in dump["lanes"]:
             lane = Lane(*raw["lane"])
@@ -289,6 +369,7 @@ class OutboxState:
                 skips=[Skip(Pos(*s[0]), Pos(*s[1]), s[2]) for s in raw["skips"]],
                 receipts=[Receipt(Head(*r[0]), Pos(*r[1])) for r in raw["receipts"]],
                 voids={f: dict(v) for f, v in raw["voids"]},
+                purges=[(Pos(*a), Pos(*b)) for a, b in raw.get("purges", ())],
                 hold=raw["hold"],
             )
 
@@ -300,6 +381,8 @@ class OutboxState:
                 "version": DUMP_VERSION,
                 "boots": self.boots,
                 "merged": self.merged,
+                "closed": [[f, list(v.items())] for f, v in self.closed.items()],
+                "letters_op": self.letters_op,
                 "lanes": [
                     {
                         "lane": list(s.lane),
@@ -313,6 +396,7 @@ class OutboxState:
                         "skips": [[list(k.start), list(k.end), k.number] for k in s.skips],
                         "receipts": [[list(r.head), list(r.pos)] for r in s.receipts],
                         "voids": [[f, list(v.items())] for f, v in s.voids.items()],
+                        "purges": [[list(a), list(b)] for a, b in s.purges],
                         "hold": s.hold,
                     }
                     for s in self.lanes.values()
@@ -327,6 +411,8 @@ _HANDLERS: dict[str, Any] = {
     "settle": OutboxState._settle,
     "replay": OutboxState._replay,
     "void": OutboxState._void,
+    "purge": OutboxState._purge,
+    "letters": OutboxState._letters,
     "hold": OutboxState._hold,
     "synced": OutboxState._synced,
     "gone": OutboxState._gone,
@@ -360,8 +446,10 @@ def settle_note(
     settled_bytes: int,
     ids: Iterable[bytes] = (),
     skips: Iterable[Skip] = (),
+    delivered: Iterable[bytes] = (),
 ) -> list[Any]:
-    """The receiver holds everything up to `head`; `ids` are frames whose voids are closed by it."""
+    """The receiver holds everything up to `head`; `ids` are frames whose voids are closed by it,
+    `delivered` those whose voids came too late."""
     return [
         "settle",
         list(lane),
@@ -371,4 +459,5 @@ def settle_note(
         list(counts),
         settled_bytes,
         list(ids),
+        list(delivered),
     ]

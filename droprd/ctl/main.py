@@ -43,6 +43,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pause": ("flow", "pause", "Stop sending to a target until it is resumed."),
     "resume": ("flow", "resume", "Lift pauses and drains."),
     "drain": ("flow", "drain", "Refuse new messages and wait until the old ones are delivered."),
+    "list": ("messages", "list_messages", "List messages that wait, or dead letters."),
+    "cat": ("messages", "cat", "Write the body of a message."),
+    "trace": ("messages", "trace", "Tell where a message is, and every step it took."),
+    "requeue": ("fix", "requeue", "Send dead letters, or sent messages, again."),
+    "purge": ("fix", "purge", "Delete messages."),
     "init": ("init", "init", "Make a new node: configuration, keys and spool."),
     "peer": ("peer", "peer", "Add, list, remove and reset peers."),
     "config": ("config", "config", "Check and show the configuration."),
@@ -50,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reload": ("daemon", "reload", "Let the daemon read its configuration again."),
     "restart": ("daemon", "restart", "Replace the workers by new ones, gracefully."),
     "stop": ("daemon", "stop", "Stop the daemon."),
+    "completion": ("completion", "completion", "Print the completion script of a shell."),
 }
 
 

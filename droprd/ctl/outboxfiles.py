@@ -52,7 +52,7 @@ def read_waiting(fs: Fs, layout: Layout) -> Waiting | None:
     try:
         # Journals first: what is merged meanwhile is then in the state, and nothing is missed.
         ends = _journal_ends(fs, layout)
-        state = _read_state(fs, layout)
+        state = read_outbox_state(fs, layout)
     except (OSError, BadData, SpoolCorrupt):
         return None
     return Waiting(
@@ -65,7 +65,8 @@ def read_waiting(fs: Fs, layout: Layout) -> Waiting | None:
     )
 
 
-def _read_state(fs: Fs, layout: Layout) -> OutboxState:
+def read_outbox_state(fs: Fs, layout: Layout) -> OutboxState:
+    """What sender.log says. Raises: OSError, BadData."""
     state = OutboxState()
     try:
         fd = fs.open(layout.sender_log, os.O_RDONLY)

@@ -13,7 +13,7 @@ Raises: SpoolNotReady if there is no spool here; OSError if it cannot be read at
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -155,10 +155,12 @@ class Checker:
         *,
         promised: int | None = None,
         stop: int | None = None,
+        is_void: Callable[[log.Entry, int], bool] = lambda item, index: False,
     ) -> Iterator[tuple[FileHeader, log.Entry]]:
         """The entries of one log; damage and wrong headers become findings.
 
-        `promised` and `stop` default to the published end.
+        `promised` and `stop` default to the published end. Bodies of messages that are void by
+        what another file says are not checked: they may be gone.
         """
         try:
             fd = self._fs.open(path, os.O_RDONLY)
@@ -191,12 +193,12 @@ class Checker:
                     continue
                 self.entries += 1
                 if item.frame:
-                    self._frame(path, item)
+                    self._frame(path, item, is_void)
                 yield header, item
         finally:
             self._fs.close(fd)
 
-    def _frame(self, path: str, item: log.Entry) -> None:
+    def _frame(self, path: str, item: log.Entry, is_void: Callable[[log.Entry, int], bool]) -> None:
         try:
             beside = entry.unpack_note(item.note) if item.note else {}
             parsed = frame.parse(item.frame, [v[0] for v in beside.get("v", ())])
@@ -204,7 +206,7 @@ class Checker:
             self._say("error", "A1", path, f"the frame at {item.head.offset}: {error}")
             return
         self.messages += parsed.count
-        bad = parsed.bad_bodies()
+        bad = [index for index in parsed.bad_bodies() if not is_void(item, index)]
         if bad:
             ids = parsed.ids()
             names = ", ".join(ids[i] for i in bad[:3])
@@ -288,7 +290,13 @@ class Checker:
             # What is not synced yet can still be mended from the journals.
             synced = state.synced.offset if segment == state.synced.segment else FILE_HEADER_BYTES
             promised = stop if segment < state.synced.segment else synced
-            for _, item in self._entries(path, Kind.LANE, promised=promised, stop=stop):
+
+            def is_void(item: log.Entry, index: int, segment: int = segment) -> bool:
+                return state.is_purged(Pos(segment, item.head.offset))
+
+            for _, item in self._entries(
+                path, Kind.LANE, promised=promised, stop=stop, is_void=is_void
+            ):
                 end = item.head.end
                 at = Pos(segment, item.head.offset)
                 if at < state.cursor or not item.frame or state.skip_at(at):
@@ -299,7 +307,7 @@ class Checker:
                     continue
                 head = chain.extend(head, info.frame_id, info.messages)
                 waiting += info.messages
-                if info.is_blob:
+                if info.is_blob and not state.is_purged(at):
                     self._outbox_blob_is_there(path, info)
             if end < stop:
                 self._say(

@@ -15,6 +15,7 @@ released in forked children by `close_in_child` (a fork shares the open file and
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -28,6 +29,7 @@ Buffer = bytes | bytearray | memoryview
 
 IOV_MAX = 1024
 COPY_CHUNK_BYTES = 1 << 20
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Fs(Protocol):
     def size(self, fd: int) -> int: ...
     def file_of(self, fd: int) -> tuple[int, int]: ...
     def truncate(self, fd: int, length: int) -> None: ...
+    def punch(self, fd: int, offset: int, length: int) -> None: ...
     def sync(self, fd: int, site: str) -> None: ...
     def sync_dir(self, path: str, site: str) -> None: ...
     def rename(self, old: str, new: str) -> None: ...
@@ -164,6 +167,15 @@ class OsFs:
 
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        """Give these bytes back to the file system, and read zeros instead, if it can do that."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
+            number = ctypes.get_errno()
+            if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
+                raise OSError(number, os.strerror(number))
 
     def sync(self, fd: int, site: str) -> None:
         """Bring the file's bytes and size to stable storage."""

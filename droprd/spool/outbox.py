@@ -15,6 +15,7 @@ Raises: OSError from the disk (the process must end, and recovery decides), Spoo
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -28,6 +29,8 @@ from droprd.errors import BadData
 from droprd.model import Lane
 from droprd.spool import log
 from droprd.spool.deadlog import DeadLog
+from droprd.spool.fixing import OutboxFixer, letters_note
+from droprd.spool.freeing import Freer
 from droprd.spool.handle import Spool
 from droprd.spool.lanes import LaneFiles
 from droprd.spool.mending import mend
@@ -60,6 +63,8 @@ class OutboxStore:
         self._dead = DeadLog(spool, spool.layout.outbox_dead, Kind.OUTBOX_DEAD)
         self._merger = Merger(spool, sender_log, self._files, idle_s=idle_s)
         self._settler = Settler(spool, sender_log, self._files, self._dead, self.merge_all)
+        self._freer = Freer(spool, lambda: sender_log.state, self._files)
+        self._busy: Counter[Lane] = Counter()
         self._settled_ns: dict[tuple[Lane, int], int] = {}
         clock = spool.clock
         self._wall_minus_boot_ns = clock.wall_ns() - clock.boot_ns()
@@ -90,8 +95,21 @@ class OutboxStore:
         )
         store.corrupt_bytes = sum(d.end - d.start for d in damage)
         store.put_back = mend(spool, sender_log.state, store._files)
+        store._take_in_letters()
         store._merger.remove_orphans()
         return store
+
+    def _take_in_letters(self) -> None:
+        """Count what an operator took out of dead.log just before a crash."""
+        changes = self._dead.taken_since(self._log.state.letters_op)
+        for op, taken in changes:
+            self._log.add(letters_note(op, taken))
+        if changes:
+            self._log.commit()
+
+    def fixer(self) -> OutboxFixer:
+        """What requeues and purges for an operator. Of several, one works at a time."""
+        return OutboxFixer(self._spool, self._log, self._dead, self.merge_all, self._freer.add)
 
     @property
     def state(self) -> OutboxState:
@@ -165,6 +183,7 @@ class OutboxStore:
             self._settler.settle_damaged(state)
             self._log.commit()
             return None
+        self._busy[lane] += 1
         return out
 
     def _keep_damage(self, lane: Lane, segment: int, start: int, end: int) -> None:
@@ -193,6 +212,10 @@ class OutboxStore:
 
     def release(self, out: Outgoing) -> None:
         """The request is over, whatever came of it."""
+        if out.is_open:  # a request may be said to be over more than once
+            self._busy[out.lane] -= 1
+            if not self._busy[out.lane]:
+                del self._busy[out.lane]
         out.release(self._spool.fs)
 
     def open_blob(self, frame_id: bytes) -> int:
@@ -274,6 +297,8 @@ class OutboxStore:
         if self._log.wants_checkpoint or len(self._log.state.unsynced) > UNSYNCED_MERGES_MAX:
             # Journals that are held for long must not make the sender's memory grow.
             self._merger.sync_lanes()
+        if not self._freer.is_idle:
+            self._freer.work(self._busy, self._merger.sync_lanes)
         self._drop_segments(space_wanted)
 
     def _drop_segments(self, space_wanted: bool) -> None:
@@ -296,12 +321,15 @@ class OutboxStore:
         if not doomed:
             return
         self._merger.sync_lanes()  # and with it the receipts that cover what is deleted
+        letters: set[bytes] | None = None
         for state, upto in doomed:
             old = range(state.first_segment, upto)
             for segment in old:
                 for frame_id in self._blobs_of(state, segment):
+                    if letters is None:
+                        letters = self._dead.blobs()
                     path = self._spool.layout.outbox_blob(frame_id)
-                    if fs.stat(path) is not None:
+                    if frame_id not in letters and fs.stat(path) is not None:
                         fs.unlink(path)
                 path = self._files.path(state.lane, segment)
                 if fs.stat(path) is not None:

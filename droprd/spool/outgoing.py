@@ -83,6 +83,11 @@ class Outgoing:
             return
         self.pieces.append((fd, offset, length))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the request may still be under way."""
+        return bool(self._fds)
+
     def release(self, fs: Fs) -> None:
         """Close the lane files; the request is over."""
         while self._fds:
@@ -141,7 +146,8 @@ def build(
             info = parsed.info
             if info.is_blob and out.frames:
                 break
-            voids = dict(state.voids.get(info.frame_id, ()))
+            voids = state.voids_at(at, info.frame_id, info.messages)
+            owed = state.bytes_at(at, parsed)
             fresh = {i: CORRUPT for i in parsed.bad_bodies() if i not in voids}
             if info.is_blob and not voids and not blob_is_whole(info.frame_id, info.bodies_bytes):
                 fresh = {0: CORRUPT}
@@ -168,9 +174,7 @@ def build(
             else:
                 out.add_range(own[1], item.head.offset, size)
             head = chain.extend(head, info.frame_id, info.messages)
-            out.frames.append(
-                SentFrame(info.frame_id, info.messages, head, at, end, info.bodies_bytes, voids)
-            )
+            out.frames.append(SentFrame(info.frame_id, info.messages, head, at, end, owed, voids))
             if info.is_blob:
                 if 0 not in voids:
                     out.blob = info.frame_id, info.bodies_bytes

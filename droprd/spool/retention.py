@@ -27,7 +27,7 @@ from droprd.core.claims import Claims
 from droprd.core.entry import Kind
 from droprd.core.leasing import Stored
 from droprd.spool import log
-from droprd.spool.deadlog import DeadLog
+from droprd.spool.deadlog import DeadLog, Letters, Taken
 from droprd.spool.handle import Spool
 from droprd.spool.inbox import FilesStream
 from droprd.spool.layout import segment_name, split_inbox_blob_name
@@ -48,6 +48,7 @@ class DeadLetters:
         self._log = DeadLog(spool, spool.layout.inbox_dead, Kind.INBOX_DEAD)
         self._recent: deque[tuple[bytes, tuple[int, ...]]] = deque(maxlen=RECENT)
         self._known: set[tuple[bytes, tuple[int, ...]]] = set()
+        self._op = b""
         self.counts: Counter[str] = Counter()
         self.blobs: set[tuple[str, bytes]] = set()
         path = spool.layout.inbox_dead
@@ -65,6 +66,10 @@ class DeadLetters:
 
     def _remember(self, item: log.Entry) -> None:
         note = entries.unpack_note(item.note)
+        if not item.frame:
+            for lane, letters, _ in note["g"]:
+                self._forget(lane[1], lane[0], letters)
+            return
         info = frames.peek(item.frame)
         peer, channel, _ = note["l"]
         self._count(peer, channel, info, tuple(index for index, _ in note["i"]))
@@ -84,6 +89,29 @@ class DeadLetters:
         if info.is_blob:
             self.blobs.add((peer, info.frame_id))
         return True
+
+    def _forget(self, channel: str, peer: str, letters: Letters) -> None:
+        for frame_id, indexes in letters:
+            self.counts[channel] -= len(indexes)
+            self.blobs.discard((peer, frame_id))
+
+    def take(self, taken: Taken) -> None:
+        """Note that letters were sent again or purged; their body files go. On disk then."""
+        self._op = self._log.take(taken)
+        fs, layout = self._spool.fs, self._spool.layout
+        for lane, letters, _ in taken:
+            blobs = [(lane.peer, f) for f, _ in letters if (lane.peer, f) in self.blobs]
+            self._forget(lane.channel, lane.peer, letters)
+            for peer, frame_id in blobs:
+                # If we stop here: a body file that nobody needs stays.
+                if fs.stat(layout.inbox_blob(peer, frame_id)) is not None:
+                    fs.unlink(layout.inbox_blob(peer, frame_id))
+
+    def tidy(self) -> None:
+        """Write the log anew if most of it is gone."""
+        if self._op:
+            self._log.compact(self._op)
+            self._op = b""
 
     def bury(self, stored: Stored, reasons: dict[int, str], channel: str) -> None:
         """Copy dead letters of one frame; on disk after `sync`."""

@@ -25,7 +25,15 @@ from typing import Literal, NamedTuple
 
 from droprd.core import chain, entry, frame
 from droprd.core.ask import MATCH_HEADS_MAX, MatchAnswer, MatchRequest
-from droprd.core.outstate import Counts, LaneState, Pos, Skip, count_as, settle_note
+from droprd.core.outstate import (
+    PURGED,
+    Counts,
+    LaneState,
+    Pos,
+    Skip,
+    count_as,
+    settle_note,
+)
 from droprd.core.push import LaneAnswer
 from droprd.errors import BadData
 from droprd.model import GENESIS, Head, Lane
@@ -139,16 +147,18 @@ class Settler:
     ) -> Outcome:
         counts = Counts()
         closed: list[bytes] = []
+        delivered: list[bytes] = []
         settled_bytes = 0
         is_dead = False
         for sent in frames:
             settled_bytes += sent.bodies_bytes
-            if sent.frame_id in state.voids:
-                closed.append(sent.frame_id)
             said = refused.get(sent.frame_id)
             if not said and not sent.voids:
+                if sent.frame_id in state.voids:
+                    delivered.append(sent.frame_id)
                 counts = counts.plus(Counts(delivered=sent.messages))
                 continue
+            closed.append(sent.frame_id)
             reasons = dict(sent.voids)
             for index, reason in (said or {}).items():
                 for i in range(sent.messages) if index is None else (index,):
@@ -160,6 +170,12 @@ class Settler:
                 counts = counts.plus(kind_of)
                 if kind_of.dead:
                     letters[i] = reason
+            untold = [
+                [i, why] for i, why in reasons.items() if i not in sent.voids and i not in letters
+            ]
+            if untold:
+                # Kept with the frame, so that it is never said to have been delivered.
+                self._log.add(["void", list(state.lane), sent.frame_id, untold])
             if letters:
                 self._bury(state.lane, sent.start, letters)
                 is_dead = True
@@ -167,7 +183,7 @@ class Settler:
             # If we stop here: the letters may be written again with the same receipt.
             self._dead.sync()
         pos = frames[-1].end if frames else state.cursor
-        self._note_settled(state, head, pos, counts, settled_bytes, closed)
+        self._note_settled(state, head, pos, counts, settled_bytes, closed, delivered=delivered)
         return Outcome(kind, text, counts.total)
 
     def _note_settled(
@@ -179,12 +195,15 @@ class Settler:
         settled_bytes: int,
         closed: list[bytes],
         skips: list[Skip] | None = None,
+        delivered: list[bytes] | None = None,
     ) -> None:
         if pos >= state.tail and counts.total < state.queued:
             # Nothing is left to read, and some was promised: its bytes are under corrupt/.
             counts = counts.plus(Counts(dead=state.queued - counts.total))
         self._log.add(
-            settle_note(state.lane, head, pos, counts, settled_bytes, closed, skips or ())
+            settle_note(
+                state.lane, head, pos, counts, settled_bytes, closed, skips or (), delivered or ()
+            )
         )
 
     def settle_damaged(self, state: LaneState) -> None:
@@ -284,7 +303,13 @@ class Settler:
             at = chain.extend(at, info.frame_id, info.messages)
             frames.append(
                 SentFrame(
-                    info.frame_id, info.messages, at, item.start, item.end, info.bodies_bytes, {}
+                    info.frame_id,
+                    info.messages,
+                    at,
+                    item.start,
+                    item.end,
+                    state.bytes_at(item.start, item.frame),
+                    {},
                 )
             )
             if at.number >= head.number:
@@ -339,19 +364,18 @@ class Settler:
                     counts = counts.plus(count_as(reason) if reason else Counts(delivered=1))
             elif doubt:
                 lost += info.messages
-                counts = counts.plus(Counts(dead=info.messages))
-                voids = state.voids.get(info.frame_id, {})
-                self._dead.append(
-                    state.lane.peer,
-                    item.frame,
-                    {i: voids.get(i, IN_DOUBT) for i in range(info.messages)},
-                )
+                voids = state.voids_at(item.start, info.frame_id, info.messages)
+                letters = {i: voids.get(i, IN_DOUBT) for i in range(info.messages)}
+                letters = {i: why for i, why in letters.items() if why != PURGED}
+                counts = counts.plus(Counts(dead=len(letters), purged=info.messages - len(letters)))
+                if letters:
+                    self._dead.append(state.lane.peer, item.frame, letters)
             else:
                 kept += info.messages
                 if first_kept is None:
                     first_kept = item.start
                 continue
-            settled_bytes += info.bodies_bytes
+            settled_bytes += state.bytes_at(item.start, item.frame)
             if info.frame_id in state.voids:
                 closed.append(info.frame_id)
             if ranges and ranges[-1].end == item.start:
@@ -381,6 +405,8 @@ class Settler:
         beyond = state.acked.number - places[-1].head.number
         kept_skips = [s for s in state.skips if s.number <= places[-1].head.number]
         messages = replayed_bytes = 0
+        counts = Counts()
+        reopened: list[bytes] = []
         for segment, _, item in self._files.walk(state, at):
             if isinstance(item, log.Damage) or not item.frame:
                 continue
@@ -391,9 +417,30 @@ class Settler:
                 continue
             info = frame.peek(item.frame)
             messages += info.messages
-            replayed_bytes += info.bodies_bytes
+            # What was void stays void.
+            reasons = dict(self._log.state.closed.get(info.frame_id, {}))
+            if reasons:
+                reopened.append(info.frame_id)
+            if state.is_purged(here):
+                reasons |= {i: PURGED for i in range(info.messages) if i not in reasons}
+            elif PURGED not in reasons.values():
+                replayed_bytes += info.bodies_bytes
+            elif not info.is_blob:
+                lengths = _parse(item).lengths
+                replayed_bytes += sum(n for i, n in enumerate(lengths) if reasons.get(i) != PURGED)
+            counts = counts.plus(Counts(delivered=info.messages - len(reasons)))
+            for why in reasons.values():
+                counts = counts.plus(count_as(why))
         self._log.add(
-            ["replay", list(state.lane), list(places[-1].head), list(at), messages, replayed_bytes]
+            [
+                "replay",
+                list(state.lane),
+                list(places[-1].head),
+                list(at),
+                list(counts),
+                replayed_bytes,
+                reopened,
+            ]
         )
         cannot = max(0, beyond - messages)
         first = places[-1].head.number + 1

@@ -192,6 +192,9 @@ class SimFs:
             self._fail_plain(fault, str(fd))
         self.disk.change(opened.file, length, None)
 
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        self.write_at(fd, [bytes(length)], offset)
+
     def sync(self, fd: int, site: str) -> None:
         file = self._file(fd)
         fault = self._step("sync")

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import os
 import resource
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from droprd import logs
@@ -100,6 +101,7 @@ class Janitor:
         if self._due("clean", at_s, CLEAN_EVERY_S):
             self._waiting.remove_orphans()
             self._remove_parts(now)
+            self._dead.tidy()
 
     def fix(self, verb: str, selection: Selection, dry: bool) -> Iterator[Fixed]:
         """Begin to revive or purge what an operator means."""
@@ -114,8 +116,6 @@ class Janitor:
                 for lane, letters, why in params["taken"]
             ]
         )
-        if params.get("last"):
-            self._dead.tidy()
         return {}
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -23,6 +23,8 @@ from typing import Any
 from droprd import logs
 from droprd.core import ask, rpc
 from droprd.core import push as pushes
+from droprd.core.filters import Selection
+from droprd.core.fixed import Fixed
 from droprd.errors import DroprdError
 from droprd.model import MIB
 from droprd.net.credentials import TOKEN_PATTERN, Tokens
@@ -30,6 +32,7 @@ from droprd.net.intake import Limits as NetLimits
 from droprd.net.listen import Listener
 from droprd.net.service import Answer, BlobPiece, Reader, Refused, RequestKind
 from droprd.settings.values import Settings
+from droprd.spool.again import again
 from droprd.spool.arrivals import PieceRefused
 from droprd.spool.handle import Spool
 from droprd.spool.hearsay import Hearsay
@@ -40,6 +43,7 @@ from droprd.spool.receiver import ReceiverStore
 from droprd.spool.store import BlobArrival, InboxWriter
 from droprd.workers import worker
 from droprd.workers.commits import Commits
+from droprd.workers.jobs import Jobs
 from droprd.workers.worker import Context
 
 ROOM_RETRY_S = 30
@@ -113,6 +117,7 @@ class Receiver:
         self._node = context.settings.node.name
         self._spool_id = bytes(context.facts["spool_id"])
         spool = Spool(context.fs, context.clock, context.urandom, layout, self._spool_id)
+        self._spool = spool
         name = context.settings.inbox.store
         self.store = open_writer(name, spool, limits_of(context.settings))
         self._hearsay = Hearsay(layout, self._loop.time)
@@ -246,6 +251,17 @@ class Receiver:
         await self.commits.between(lambda: self.store.configure(limits))
         return {}
 
+    def again(self, verb: str, selection: Selection, dry: bool) -> Iterator[Fixed]:
+        """Begin to append dead letters again that were copied out. Raises: DroprdError."""
+        if verb != "requeue" or not isinstance(self.store, ReceiverStore):
+            raise DroprdError("this inbox cannot append dead letters again", code="unknown_method")
+        return again(self._spool, self.store, selection, dry=dry)
+
+    async def after_slice(self) -> None:
+        """Bring what was appended again to stable storage."""
+        if self.store.has_staged:
+            await self.commits.committed(alone=False)
+
     async def tend(self) -> None:
         """Beat while commits go on, count, and tell."""
         while True:
@@ -307,6 +323,7 @@ async def serve(context: Context) -> None:
     settings = context.settings
     receiver = Receiver(context)
     context.on("reload", receiver.reload)
+    context.on("fix", Jobs(receiver.again, context.beat, receiver.after_slice).fix)
     limits = NetLimits(
         header_timeout_s=settings.receiver.header_timeout_s,
         body_rate_min=settings.receiver.body_rate_min,

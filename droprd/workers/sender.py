@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from droprd.core import rpc
+from droprd.core.filters import Selection
+from droprd.core.fixed import Fixed
 from droprd.errors import DroprdError
 from droprd.model import Lane
 from droprd.spool import bells
@@ -36,6 +38,7 @@ from droprd.workers import worker
 from droprd.workers.cargo import LaneCargo, Mode
 from droprd.workers.clockwatch import ClockWatch
 from droprd.workers.courier import Courier, Node
+from droprd.workers.jobs import Jobs
 from droprd.workers.statelog import PeerStates
 from droprd.workers.tally import Tally
 from droprd.workers.worker import Context
@@ -71,6 +74,7 @@ class Sender:
             segment_bytes_max=settings.outbox.segment_bytes_max,
             retain_s=settings.outbox.sent_retain_s,
         )
+        self._jobs = Jobs(self._fix, context.beat, self._after_fix)
         self._tally = Tally(self._store, context.clock)
         self._node = Node(settings.node.name, spool_id, context.clock)
         self._root = layout.root
@@ -107,6 +111,7 @@ class Sender:
             ("retry", self._retry),
             ("peer_reset", self._peer_reset),
             ("accept_clock", self._accept_clock),
+            ("fix", self._jobs.fix),
             ("reload", self._reload),
         ):
             context.on(command, handler)
@@ -356,6 +361,13 @@ class Sender:
 
         cargo.match(lane, mode, told)
         return done
+
+    def _fix(self, verb: str, selection: Selection, dry: bool) -> Iterator[Fixed]:
+        fixer = self._store.fixer()
+        return (fixer.purge if verb == "purge" else fixer.requeue)(selection, dry=dry)
+
+    async def _after_fix(self) -> None:
+        self._round_soon()  # what was requeued lies in a journal
 
     async def _accept_clock(self, params: rpc.Params) -> Any:
         self._store.accept_clock()
