@@ -9,14 +9,18 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from droprd.core.metrics import metrics
+from droprd.testing.node import Node, free_port, wait_until
 from droprd.workers.exporter import Collector
 
 ETC = Path(__file__).parents[2] / "etc" / "prometheus"
+PROMETHEUS = shutil.which("prometheus")
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="Debian's prometheus is not installed")
 
@@ -82,6 +86,57 @@ def test_the_dashboard_can_be_imported() -> None:
             assert "$instance" in target["expr"], panel["title"]
     places = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in board["panels"]]
     assert len(set(places)) == len(places)
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="Debian's prometheus is not installed")
+def test_a_real_prometheus_scrapes_a_real_node_and_raises_the_alarm(tmp_path: Path) -> None:
+    port, web = free_port(), free_port()
+    settings = f'[monitor]\nlisten = "127.0.0.1:{port}"\n[health]\noldest_age_critical_s = 1'
+    settings += "\noldest_age_warning_s = 1"
+    node = Node(tmp_path / "hamburg", "hamburg", settings=settings).start()
+    rules = (ETC / "droprd.rules.yml").read_text().replace("for: 1m", "for: 1s")
+    (tmp_path / "droprd.rules.yml").write_text(rules)
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+        "rule_files: [droprd.rules.yml]\n"
+        "scrape_configs:\n"
+        f"  - {{job_name: droprd, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n"
+    )
+    assert PROMETHEUS is not None
+    process = subprocess.Popen(
+        [
+            PROMETHEUS,
+            f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}/tsdb",
+            f"--web.listen-address=127.0.0.1:{web}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        url = f"http://127.0.0.1:{web}/api/v1/query?query={quote(query)}"
+        try:
+            with urlopen(url, timeout=10) as answer:
+                found: list[dict[str, Any]] = json.loads(answer.read())["data"]["result"]
+                return found
+        except OSError:
+            return []
+
+    try:
+        wait_until(lambda: ask('up{job="droprd"} == 1'), "it is scraped", 60)
+        assert ask("droprd_health == 0")
+        node.ctl("peer", "add", "berlin", "http://127.0.0.1:9")
+        node.ctl("send", "berlin", "hello")
+        alert = 'ALERTS{alertname="DroprdCritical", alertstate="firing", subject="berlin"}'
+        wait_until(lambda: ask(alert), "the alarm is raised", 60)
+        node.stop()
+        wait_until(lambda: ask('up{job="droprd"} == 0'), "a stopped node is seen", 60)
+    finally:
+        process.terminate()
+        process.wait(30)
+        node.close()
 
 
 def targets(panel: dict[str, Any]) -> Iterator[dict[str, Any]]:
