@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from droprd.core.health import Level, Thresholds, judge
+from droprd.core.health import Level, judge
+from droprd.core.thresholds import Thresholds
 
 RUNNING = {"state": "running", "pid": 1, "restarts": 0}
 
