@@ -256,17 +256,29 @@ def trace_document(session: Session, message_id: str) -> dict[str, Any]:
     raw = raw_id(message_id)
     views = Views(session)
     steps: list[dict[str, Any]] = []
-    state, where = "", ""
+    found: list[tuple[int, Hit, int]] = []
     for hit in views.hits(Selection(ids=frozenset((raw,)))):
         for index in hit.chosen:
             steps += _steps(hit, index)
-            state, where = hit.state, f"{hit.lane}"
+            found.append((_RANKS.get(hit.state, len(_RANKS)), hit, index))
     if not steps:
         raise _no_such(message_id)
     steps.sort(key=lambda step: step["at"] or "~")
-    return {"id": message_id.lower(), "state": state, "lane": where, "steps": steps}
+    # Of several places, the one that something may still come of.
+    _, hit, index = min(found, key=lambda one: one[0])
+    return {
+        "id": message_id.lower(),
+        "state": hit.state,
+        "lane": f"{hit.lane}",
+        "reason": hit.reasons.get(index) or None,
+        "steps": steps,
+    }
 
 
+_RANKS = {
+    state: rank
+    for rank, state in enumerate(("leased", "ready", "delayed", "waiting", "dead", "sent"))
+}
 _TEXTS = {
     "waiting": "waits for {lane}",
     "sent": "was delivered to {lane}, and is kept",
@@ -296,7 +308,7 @@ def _steps(hit: Hit, index: int) -> list[dict[str, Any]]:
         },
         {
             "at": None,
-            "step": hit.state,
+            "step": "delivered" if hit.state == "sent" else hit.state,
             "box": hit.box,
             "path": hit.path,
             "text": f"{text}; in {hit.path}",

@@ -19,6 +19,7 @@ from droprd.ctl.control import Control
 from droprd.ctl.drawing import printable, table
 from droprd.ctl.session import EXIT_DONE, EXIT_FAILED, EXIT_NO_DAEMON, Session, json_option
 from droprd.errors import NotAnswering, UnknownPeer
+from droprd.model import is_message_id
 from droprd.settings.units import format_bytes, format_duration
 from droprd.settings.values import CONFIG_DEFAULT
 
@@ -60,11 +61,17 @@ def _start(session: Session) -> str:
 @click.command()
 @click.argument("peer", required=False)
 @click.option("--watch", is_flag=True, help="Again every second, until interrupted.")
+@click.option("--ages", is_flag=True, help="How long messages have waited, by peer.")
 @json_option
 @click.pass_obj
-def status(session: Session, peer: str | None, watch: bool) -> int:
+def status(session: Session, peer: str | None, watch: bool, ages: bool) -> int:
     """Show what the node, its workers, peers and channels do; with PEER only that peer."""
     while True:
+        if ages:
+            _show_ages(session, peer, watch)
+            if not watch:
+                return EXIT_DONE
+            continue
         document, code = _ask(session, "status", {}, lambda found: found)
         if peer is not None:
             if peer not in document["peers"]:
@@ -93,6 +100,21 @@ def local_time(text: str) -> str:
 
 def _age(seconds: Any) -> str:
     return "-" if seconds is None else format_duration(float(seconds))
+
+
+def _show_ages(session: Session, peer: str | None, watch: bool) -> None:
+    from droprd.ctl import ages
+
+    found = ages.ages(session, peer)
+    if session.as_json:
+        session.emit(found)
+    else:
+        if watch and sys.stdout.isatty():
+            click.clear()
+        ages.print_ages(found)
+    if watch:
+        sys.stdout.flush()
+        time.sleep(WATCH_INTERVAL_S)
 
 
 def _print_status(document: Map) -> None:
@@ -160,18 +182,28 @@ def _wall(wall_ns: int) -> str:
 
 
 @click.command()
-@click.argument("peer")
+@click.argument("peer", metavar="PEER | ID")
 @json_option
 @click.pass_obj
 def why(session: Session, peer: str) -> int:
-    """Say why messages to PEER do not move, and what to do."""
+    """Say why messages to PEER, or the one message ID, do not move, and what to do."""
 
-    def from_files(found: Map) -> Map:
-        from droprd.core.status import why_peer
+    def ask(name: str) -> tuple[Map, int]:
+        def from_files(found: Map) -> Map:
+            from droprd.core.status import why_peer
 
-        return why_peer(found, peer, _start(session))
+            return why_peer(found, name, _start(session))
 
-    document, code = _ask(session, "why", {"peer": peer}, from_files)
+        return _ask(session, "why", {"peer": name}, from_files)
+
+    answer: tuple[Map, int]
+    if is_message_id(peer.lower()):
+        from droprd.ctl.whymessage import why_message
+
+        answer = why_message(session, peer, ask)
+    else:
+        answer = ask(peer)
+    document, code = answer
     if session.as_json:
         session.emit(document)
     else:

@@ -88,6 +88,9 @@ def test_a_poisoned_channel_is_listed_and_piped_into_requeue(
         ("no such site", "hamburg", "inbox")
     }
     assert berlin.ctl("cat", ids[3]).stdout == b"body 3"
+    told = done(berlin, "why", ids[3])
+    assert told["state"] == "dead"
+    assert "no such site" in told["text"]
     if not with_daemon:
         berlin.stop()
     piped = berlin.ctl("list", "--dead", "--reason", "no such").stdout
@@ -119,7 +122,10 @@ def test_sent_messages_are_delivered_again_with_their_ids_in_order(
     assert take_all(berlin, 20) == [(one, b"body %d" % n) for n, one in enumerate(ids)]
     wait_until(lambda: hamburg.queued("berlin") == 0, "all is delivered again")
     steps = done(hamburg, "trace", ids[7])["steps"]
-    assert [step["step"] for step in steps].count("sent") == 4
+    assert [step["step"] for step in steps] == ["sent", "sent", "delivered", "delivered"]
+    told = done(hamburg, "why", ids[7])
+    assert told["state"] == "sent"
+    assert told["command"] == f"droprctl requeue {ids[7]} --sent"
     fsck(hamburg, berlin)
 
 
@@ -136,6 +142,10 @@ def test_purging_a_dead_peers_queue_frees_space_and_later_sends_still_arrive(
         outbox.send(os.urandom(3_000_000), to="berlin", channel="sites")
     if with_daemon:
         wait_until(lambda: hamburg.status()["peers"]["berlin"]["queued"] == 62, "all is merged")
+        ages = done(hamburg, "status", "--ages")
+        assert ages["peers"] == {"berlin": [62, *[0] * len(ages["buckets_s"])]}
+        told = done(hamburg, "why", kept)
+        assert (told["state"], told["peer"]) == ("waiting", "berlin")
     refused = hamburg.ctl("purge", "berlin/sites", check=False)
     assert refused.returncode == 2
     assert done(hamburg, "purge", "berlin/sites", "--dry-run")["messages"] == 61
