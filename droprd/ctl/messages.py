@@ -199,7 +199,9 @@ def _body_file(spool: Spool, hit: Hit, index: int) -> str | None:
     elif hit.path.startswith("outbox/journals/"):
         path = layout.journal_blob(os.path.basename(hit.path), name)
     else:
-        path = layout.outbox_blob(name)
+        from droprd.spool.blobs import merged_blob
+
+        path = merged_blob(spool.fs, layout, name) or layout.outbox_blob(name)
     found = spool.fs.stat(path)
     return path if found is not None and found.size == frame.info.bodies_bytes else None
 

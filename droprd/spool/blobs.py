@@ -123,6 +123,17 @@ def remove_blob(fs: Fs, layout: Layout, blob: Blob) -> None:
     _unlink(fs, layout.journal_blob(blob.journal, blob.frame_id))
 
 
+def merged_blob(fs: Fs, layout: Layout, frame_id: bytes) -> str | None:
+    """Where the blob of a frame in a lane lies; a power cut may have taken back its new name."""
+    path = layout.outbox_blob(frame_id)
+    if fs.stat(path) is not None:
+        return path
+    for name in fs.listdir(layout.outbox_blobs):
+        if name.endswith(f"~{frame_id.hex()}"):
+            return f"{layout.outbox_blobs}/{name}"
+    return None
+
+
 def _create(fs: Fs, path: str) -> int:
     return fs.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, BLOB_MODE)
 

@@ -74,6 +74,12 @@ class DeadLog:
                 ).writer
         return self._writer
 
+    def recover(self) -> None:
+        """If there is a file, make all that was promised in it known to those who only read: a
+        power cut takes back what was published last."""
+        if self._spool.fs.stat(self._path) is not None:
+            self._open()
+
     def _create(self, path: str) -> log.LogWriter:
         spool = self._spool
         return log.create(
@@ -108,6 +114,7 @@ class DeadLog:
 
     def taken_since(self, op: bytes) -> list[tuple[bytes, Taken]]:
         """The changes after the one of that name, oldest first; all if `op` is empty."""
+        self.recover()
         found: list[tuple[bytes, Taken]] = []
         known = not op
         for item in _entries(self._spool.fs, self._path):

@@ -25,7 +25,7 @@ from droprd.core.fixed import Fixed
 from droprd.core.frame import Frame, new_frame_id
 from droprd.core.outstate import PURGED, REQUEUED, LaneState, Pos
 from droprd.model import Lane
-from droprd.spool.blobs import Blob, copy_blob
+from droprd.spool.blobs import Blob, copy_blob, merged_blob
 from droprd.spool.deadlog import DeadLog
 from droprd.spool.handle import Spool
 from droprd.spool.journal import Journal
@@ -127,7 +127,7 @@ class OutboxFixer:
         for hit, _ in letters:
             if hit.frame.info.is_blob:
                 # If we stop here: a file that its segment takes along, if that is still there.
-                _unlink(self._spool, self._spool.layout.outbox_blob(hit.frame.frame_id))
+                _unlink(self._spool, hit.frame.frame_id)
 
     # -- purge ---------------------------------------------------------------------------------
 
@@ -336,11 +336,10 @@ class _Again:
 
     def _blob(self, frame: Frame, dry: bool) -> Blob | bytes | None:
         spool = self._spool
-        path = spool.layout.outbox_blob(frame.frame_id)
-        try:
-            fd = spool.fs.open(path, os.O_RDONLY)
-        except FileNotFoundError:
+        path = merged_blob(spool.fs, spool.layout, frame.frame_id)
+        if path is None:
             return None
+        fd = spool.fs.open(path, os.O_RDONLY)
         try:
             if spool.fs.size(fd) != frame.info.bodies_bytes:
                 return None
@@ -382,6 +381,7 @@ def size_of(frame: Frame, index: int) -> int:
     return frame.info.bodies_bytes if frame.info.is_blob else frame.lengths[index]
 
 
-def _unlink(spool: Spool, path: str) -> None:
-    if spool.fs.stat(path) is not None:
+def _unlink(spool: Spool, frame_id: bytes) -> None:
+    path = merged_blob(spool.fs, spool.layout, frame_id)
+    if path is not None:
         spool.fs.unlink(path)

@@ -22,6 +22,7 @@ from droprd.core.outstate import OutboxState, Pos
 from droprd.errors import BadData
 from droprd.model import Lane
 from droprd.spool import log
+from droprd.spool.blobs import merged_blob
 from droprd.spool.handle import Spool
 from droprd.spool.lanes import LaneFiles
 
@@ -83,9 +84,9 @@ class Freer:
                 except BadData:
                     continue
                 if info.is_blob:
-                    path = self._spool.layout.outbox_blob(info.frame_id)
-                    if fs.stat(path) is not None:
-                        fs.unlink(path)
+                    blob = merged_blob(fs, self._spool.layout, info.frame_id)
+                    if blob is not None:
+                        fs.unlink(blob)
                     continue
                 size = len(item.frame) - info.head_bytes
                 if size < 2 * BLOCK_BYTES:

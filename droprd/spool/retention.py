@@ -54,6 +54,7 @@ class DeadLetters:
         path = spool.layout.inbox_dead
         if spool.fs.stat(path) is None:
             return
+        self._log.recover()
         fd = spool.fs.open(path, os.O_RDONLY)
         try:
             header = log.read_header(spool.fs, fd)
