@@ -221,11 +221,16 @@ def _tell(session: Session, done: str, fixed: _Outcome, running: bool, dry: bool
         },
         f"{fixed.messages} messages ({format_bytes(fixed.size)}) {done}",
     )
+    where = (
+        "among the dead letters and kept messages"
+        if done.endswith("requeued")
+        else "among the dead letters and messages that wait"
+    )
     if not session.as_json:
         for why, count in skipped.items():
             session.say(f"{count} were left: {why}")
         for one in missing[:MISSING_SHOWN]:
-            session.say(f"there is no such message: {one}")
+            session.say(f"not {where}: {one}; see: droprctl why {one}")
         if len(missing) > MISSING_SHOWN:
             session.say(f"nor are {len(missing) - MISSING_SHOWN} others")
     if not missing:
