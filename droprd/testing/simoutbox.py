@@ -56,12 +56,17 @@ class OutboxSimulation:
         self.producers = [
             Producer(self.machine, self.oracle, self.rng, f"producer{i}") for i in range(3)
         ]
-        if self.rng.random() < 0.25:
-            # Frames of one size in one lane, and processes that are stopped in mid-commit.
+        profile = self.rng.choice(("", "", "even", "short"))
+        if profile:
             rates.per_step, rates.others, rates.kill, rates.power = 0.2, 8, 3, 2
             disk.subsets_only = True
-            for producer in self.producers:
-                producer.even = True
+        for producer in self.producers:
+            # Frames of one size in one lane, and processes that are stopped in mid-commit; or
+            # journals that are hardly made when they are full, or left to be adopted.
+            producer.even = profile == "even"
+            if profile == "short":
+                producer.journal_bytes_max = 4600
+                producer.blob_share = 0
         self.sender: SenderProcess | None = None
         self.known: dict[Lane, list[int]] = {}
         self.chaos.run_others = self._others

@@ -101,6 +101,7 @@ class Producer:
         self.name = name
         self.even = False
         self.blob_share = 0.08
+        self.journal_bytes_max = JOURNAL_BYTES_MAX
         self._oracle = oracle
         self._rng = rng
         self._fs: SimFs | None = None
@@ -117,7 +118,7 @@ class Producer:
                 spool.layout,
                 spool.spool_id,
                 uid=0,
-                bytes_max=JOURNAL_BYTES_MAX,
+                bytes_max=self.journal_bytes_max,
             )
         return self._journal
 
