@@ -27,7 +27,7 @@ from droprd.model import GENESIS, LaneKey
 from droprd.spool.judging import Blobs, Judge, Limits, PendingLane
 from droprd.spool.staged import Lane, Staged, StreamKey
 
-REFUSED_RETRY_S = 30
+REFUSED_RETRY_S = 5
 
 
 @dataclass(slots=True)

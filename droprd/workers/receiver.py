@@ -46,7 +46,7 @@ from droprd.workers.commits import Commits
 from droprd.workers.jobs import Jobs
 from droprd.workers.worker import Context
 
-ROOM_RETRY_S = 30
+ROOM_RETRY_S = 5
 PAUSED_RETRY_S = 30
 RECOUNT_S = 20.0
 FULL_RECOUNT_S = 2.0

@@ -119,7 +119,8 @@ class _Unit(configparser.RawConfigParser):
 
 
 def service() -> _Unit:
-    parser = _Unit(strict=True)
+    # A setting may stand several times in a unit, and adds up then (systemd.syntax(7)).
+    parser = _Unit(strict=False)
     parser.read(SERVICE)
     return parser
 

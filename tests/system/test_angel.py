@@ -679,7 +679,8 @@ def test_a_pause_ends_by_itself(box: AngelBox) -> None:
     box.start()
     box.call("pause", target="", for_s=0.2)
     eventually(lambda: box.status()["paused"] == {}, "over")
-    assert state.read_wishes(OsFs(), Layout(str(box.spool))).pauses == {}
+    layout = Layout(str(box.spool))
+    eventually(lambda: state.read_wishes(OsFs(), layout).pauses == {}, "gone from the disk")
 
 
 def test_a_drain_waits_for_those_who_are_sending(box: AngelBox) -> None:

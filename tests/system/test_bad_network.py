@@ -364,7 +364,7 @@ def test_a_full_receiver_lets_the_sender_wait_and_goes_on_once_consumed(
             consumer.take(0.2)
             if berlin.status()["receiver"]["full"]:
                 return False
-            hamburg.ctl("retry", "berlin")  # it was told to wait half a minute
+            hamburg.ctl("retry", "berlin")  # it was told to wait some seconds
             return len(consumer.bodies) == len(bodies)
 
         wait_until(all_there, "what was consumed made room for the rest", 60)
