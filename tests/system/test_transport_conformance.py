@@ -26,8 +26,8 @@ from droprd.model import GENESIS
 from droprd.net.credentials import Tokens
 from droprd.net.listen import Listener
 from droprd.net.push import CurlTransport
-from droprd.net.service import Answer, BlobPiece, Reader, RequestKind
 from droprd.net.registry import transport_factory
+from droprd.net.service import Answer, BlobPiece, Reader, RequestKind
 from droprd.net.transport import Transport, TransportOptions
 from droprd.testing.farend import FarEnd, MemoryFarEnd, MemoryTransport, StreamFarEnd
 from droprd.testing.transports import CHECKS, Check
