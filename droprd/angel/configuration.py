@@ -32,6 +32,7 @@ def read_settings(loop: Loop, config: str, done: Done) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=child_environment(),
+            process_group=0,  # a Ctrl-C on the terminal is for the angel alone
         )
     except OSError as error:
         why = f"the process that checks it cannot be started: {error}"

@@ -316,6 +316,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 env=child_environment(),
                 pass_fds=[theirs.fileno(), lock, *listening],
+                process_group=0,  # a Ctrl-C on the terminal is for the angel alone
             )
         except OSError:
             ours.close()

@@ -19,7 +19,7 @@ from droprd.workers.courier import CLOCKS_APART_NS
 PEERS_WANTED = 2
 PROBLEM = (
     "the wall clock has jumped: nothing is expired or deleted by age until two peers agree with "
-    "it, or droprctl doctor --accept-clock"
+    "it; if it is right now: droprctl restart sender"
 )
 
 log = logging.getLogger("droprd.sender")
