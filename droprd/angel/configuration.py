@@ -8,9 +8,11 @@ output: {"ok": settings} or {"faults": [text …]}, with code, what and hint whe
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgpack
 
@@ -27,13 +29,13 @@ Done = Callable[[Settings | ConfigError], None]
 def read_settings(loop: Loop, config: str, done: Done) -> None:
     """Have `config` read and checked; `done` gets the settings, or the error with all faults."""
     try:
-        child = subprocess.Popen(
-            [*python_command("droprd.settings.loading"), "--config", config, "--emit"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-            process_group=0,  # a Ctrl-C on the terminal is for the angel alone
-        )
+        with deaf_to_interrupts():
+            child = subprocess.Popen(
+                [*python_command("droprd.settings.loading"), "--config", config, "--emit"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                env=child_environment(),
+            )
     except OSError as error:
         why = f"the process that checks it cannot be started: {error}"
         done(ConfigError(f"the configuration {config} cannot be used", why=why))
@@ -88,6 +90,20 @@ def _answer(data: bytes, config: str, code: int) -> Settings | ConfigError:
 def python_command(module: str) -> Sequence[str]:
     """How a child of ours is started: this interpreter, not looking in the current directory."""
     return [sys.executable, "-P", "-m", module]
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """What is started in here never gets SIGINT: a Ctrl-C on the terminal is for the angel alone.
+
+    The mask is inherited; a process group of their own would do too, but the kernel wakes stopped
+    processes of a group whose parent has died.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def child_environment() -> dict[str, str]:

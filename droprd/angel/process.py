@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import psutil
 
 from droprd import logs
-from droprd.angel.configuration import child_environment, python_command
+from droprd.angel.configuration import child_environment, deaf_to_interrupts, python_command
 from droprd.angel.loop import Loop, Timer
 from droprd.angel.stream import Stream
 from droprd.core import restart, rpc
@@ -311,13 +311,13 @@ class Worker:
             *(word for fd in listening for word in ("--listen", str(fd))),
         ]
         try:
-            child = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                env=child_environment(),
-                pass_fds=[theirs.fileno(), lock, *listening],
-                process_group=0,  # a Ctrl-C on the terminal is for the angel alone
-            )
+            with deaf_to_interrupts():
+                child = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    env=child_environment(),
+                    pass_fds=[theirs.fileno(), lock, *listening],
+                )
         except OSError:
             ours.close()
             raise

@@ -71,7 +71,8 @@ def test_counters_do_not_fall_when_a_worker_is_killed(node: Node, port: int) -> 
     with node.outbox() as outbox:
         outbox.send(b"x", to="hamburg", channel="sites")
     wait_until(lambda: value(port, received) == 4, "counted on")
-    assert value(port, "droprd_channel_ready_messages", channel="sites") == 4
+    ready = "droprd_channel_ready_messages"
+    wait_until(lambda: value(port, ready, channel="sites") == 4, "the janitor counted them")
 
 
 def test_health_and_readiness_are_told_apart(node: Node, port: int) -> None:
